@@ -1,0 +1,47 @@
+# `make demo` shows everything once; `make test` proves it. See README.md.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+MINISTACK := ministack==1.5.33
+LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --exclude-newer 2026-11-01 --no-emit-index-url
+
+.PHONY: env demo test soak lint requirements lock clean
+
+env: .venv/.built ## the environment, in .venv
+
+.venv/.built: requirements-dev.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11")'
+	@echo "Building the environment in .venv (a few minutes, once) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+	$(PYTHON) -m venv .venv/ministack
+	$(UV) pip install --quiet --python .venv/ministack/bin/python $(MINISTACK)
+	@touch $@
+
+demo: env ## back up a small Synapse, lose it, bring it back, and prove it equal
+	$(BIN)/python -m include.sandbox.demo
+
+test: env ## the whole suite
+	$(BIN)/python -m pytest
+
+soak: env ## the long ones
+	$(BIN)/python -m pytest -m soak --override-ini addopts="-ra --strict-markers"
+
+lint: env ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+requirements: .test-results/requirements.json ## which tests prove which item of docs/requirements.md
+	@$(BIN)/python -m tests.requirements
+
+.test-results/requirements.json:
+	$(MAKE) test
+
+lock: env ## pin the newest versions of the release's age
+	$(LOCK) requirements.in --output-file requirements.txt
+	$(LOCK) requirements-dev.in --output-file requirements-dev.txt
+
+clean: ## everything that make made
+	rm -rf .venv .test-results .pytest_cache .mypy_cache .ruff_cache

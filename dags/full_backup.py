@@ -1,0 +1,48 @@
+"""The full backup of Synapse (R1.1): daily, or whenever it is triggered."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from airflow.sdk import DAG, CronDataIntervalTimetable
+
+from include.operators import groups
+from include.operators.execute import MakeFullBackup
+from include.policy import load_policy
+
+policy = load_policy()
+
+with DAG(
+    dag_id="full_backup",
+    description="Full backup: database, objects and configuration as of one moment, verified",
+    doc_md="""
+    ### Full backup (R1.1)
+
+    Database, object store and configuration **as of one moment**, compressed, encrypted, in the primary bucket.
+
+    1. **prepare**: room, permissions, a temporary directory (R4.1); database, buckets, keys (R4.2).
+    2. **execute**: writes are stopped for milliseconds while the consistency point is taken; everything is copied
+       behind it; the signed manifest, written last, commits the backup (R4.3, R4.4).
+    3. **verify**: every byte is read back, weighed, and one component restored and compared (R4.5).
+    4. **report**: status update, success report or error alert (R4.6).
+
+    **A run failed?** The alert and the failed task's log say what happened and how to mend it. Then *clear* the run:
+    it has the same backup id, and a backup that was committed already is kept as it is.
+
+    **Out of schedule?** *Trigger* it: a manual run is a backup of its own, `full-manual-…`.
+
+    **A missed window?** *Backfill* it: the run has the id of its slot.
+    """,
+    schedule=CronDataIntervalTimetable(policy.backups.full.schedule, timezone="UTC"),
+    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    catchup=False,
+    max_active_runs=1,
+    tags=["backup", "full", "R1.1"],
+    default_args={"owner": "backup"},
+) as dag:
+    prepare = groups.prepare("full")
+    execute = groups.execute("full", MakeFullBackup, timeout=2 * policy.monitoring.warnings.slow_backup.longest.full)
+    verify = groups.verify("full")
+
+    prepare.group >> execute.group >> verify.group
+    groups.report("full", prepare, execute, verify)

@@ -1,0 +1,1 @@
+"""The backup engine, its operators and its sandbox. `docs/architecture.md` draws the rooms."""

@@ -1,0 +1,1 @@
+"""What people are told about backups, and what is measured for them."""

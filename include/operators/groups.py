@@ -1,0 +1,186 @@
+"""The task groups that the backup DAGs share: prepare, verify and report; *execute* takes the creation of its type.
+
+Each returns its tasks, for the DAG file to say what comes after what.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from airflow.sdk import TaskGroup
+
+from include.operators.execute import ResumeWrites, StopWrites
+from include.operators.prepare import (
+    CheckDiskSpace,
+    CreateTemporaryDirectory,
+    RemoveTemporaryDirectory,
+    ValidateDatabase,
+    ValidateKeys,
+    ValidateStores,
+    VerifyPermissions,
+)
+from include.operators.report import AlertError, ReportStatus, ReportSuccess, Watcher
+from include.operators.verify import RestoreSample, ValidateSizes, VerifyIntegrity
+
+if TYPE_CHECKING:
+    from include.operators.step import BackupStep
+    from include.repository.layout import BackupType
+
+LONG = timedelta(hours=4)
+"""Reading a whole backup back may take as long as the RTO (R5.4) gives a restore, and no longer."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """*prepare*: `group`, and in it the set-up whose teardown removes the temporary directory."""
+
+    group: TaskGroup
+    create_temporary_directory: BackupStep
+
+
+@dataclass(frozen=True)
+class Execute:
+    """*execute*: `create` is the creation, `resume_writes` the teardown around it."""
+
+    group: TaskGroup
+    create: BackupStep
+    resume_writes: BackupStep
+
+
+@dataclass(frozen=True)
+class Verify:
+    """*verify*: three proofs, side by side."""
+
+    group: TaskGroup
+    proofs: tuple[BackupStep, ...]
+
+
+def prepare(backup_type: BackupType) -> Prepare:
+    """R4.1 and R4.2: nothing is stopped or written before all of it holds."""
+    with TaskGroup("prepare", tooltip="R4.1 preparation, R4.2 validations") as group:
+        disk = CheckDiskSpace(
+            task_id="check_disk_space",
+            backup_type=backup_type,
+            doc_md="**R4.1** The worker's disk has room for temporary files. Data itself is streamed.",
+        )
+        permissions = VerifyPermissions(
+            task_id="verify_permissions",
+            backup_type=backup_type,
+            doc_md="**R4.1** The sources can be read, and the backup bucket written, listed and read.",
+        )
+        directory = CreateTemporaryDirectory(
+            task_id="create_temporary_directory",
+            backup_type=backup_type,
+            doc_md="**R4.1** The run's temporary directory, mode 0700. Removed at the end, whatever happens.",
+        )
+        with TaskGroup("validate", tooltip="R4.2 before it starts") as validate:
+            ValidateDatabase(
+                task_id="database_connection",
+                backup_type=backup_type,
+                doc_md="**R4.2** Both logins reach the same primary, and PostgreSQL's tools fit it.",
+            )
+            ValidateStores(
+                task_id="s3_access",
+                backup_type=backup_type,
+                doc_md="**R4.2** Both object stores answer, and keep versions (R3.1).",
+            )
+            ValidateKeys(
+                task_id="encryption_keys",
+                backup_type=backup_type,
+                doc_md="**R4.2** The keyring opens what it wraps and proves what it signs.",
+            )
+        [disk, permissions, directory] >> validate
+    return Prepare(group, directory)
+
+
+def execute(backup_type: BackupType, creation: type[BackupStep], *, timeout: timedelta) -> Execute:
+    """R4.3: stop writes, make the backup, resume writes; R4.4 is in the log of the creation."""
+    with TaskGroup("execute", tooltip="R4.3 stop writes, create the backup, resume") as group:
+        stop = StopWrites(
+            task_id="stop_writes",
+            backup_type=backup_type,
+            doc_md="**R4.3** Nothing long-running stands in the way of the write barrier; what does is named. "
+            "The stop itself is milliseconds, inside the creation, on a connection whose death ends it.",
+        )
+        create = creation(
+            task_id="create_backup",
+            backup_type=backup_type,
+            execution_timeout=timeout,
+            doc_md="**R4.3, R4.4** The consistency point, everything behind it, the signed manifest last. "
+            "Progress and resource usage are in this log.",
+        )
+        resume = ResumeWrites(
+            task_id="resume_writes",
+            backup_type=backup_type,
+            doc_md="**R4.3** Runs whatever happened: no session of this run stops writes any more. "
+            "Reports how long they were stopped.",
+        )
+        stop >> create >> resume.as_teardown(setups=stop, on_failure_fail_dagrun=False)
+    return Execute(group, create, resume)
+
+
+def verify(backup_type: BackupType) -> Verify:
+    """R4.5: proved from the bucket alone."""
+    with TaskGroup("verify", tooltip="R4.5 integrity, sizes, sample restore") as group:
+        proofs = (
+            VerifyIntegrity(
+                task_id="integrity",
+                backup_type=backup_type,
+                execution_timeout=LONG,
+                doc_md="**R4.5** Every artifact and object is read back, decrypted and compared with the manifest.",
+            ),
+            ValidateSizes(
+                task_id="sizes",
+                backup_type=backup_type,
+                doc_md="**R4.5** The sizes fit the source and the backup before.",
+            ),
+            RestoreSample(
+                task_id="sample_restore",
+                backup_type=backup_type,
+                execution_timeout=LONG,
+                doc_md="**R4.5** One component, another each day, is restored into a scratch database and compared "
+                "with the source as it was.",
+            ),
+        )
+    return Verify(group, proofs)
+
+
+def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verified: Verify) -> None:
+    """R4.6, the removal of the temporary directory, and the watcher over all of it."""
+    made_by = executed.create.task_id
+    remove = RemoveTemporaryDirectory(
+        task_id="remove_temporary_directory",
+        backup_type=backup_type,
+        doc_md="**R4.1** Runs whatever happened.",
+    ).as_teardown(setups=prepared.create_temporary_directory, on_failure_fail_dagrun=False)
+    with TaskGroup("report", tooltip="R4.6 status update, success report, error alert"):
+        status = ReportStatus(
+            task_id="status_update",
+            backup_type=backup_type,
+            made_by=made_by,
+            doc_md="**R4.6** The backup is made, and is being verified.",
+        )
+        success = ReportSuccess(
+            task_id="success_report",
+            backup_type=backup_type,
+            made_by=made_by,
+            proved_by=[proof.task_id for proof in verified.proofs],
+            doc_md="**R4.6** What was backed up, how fast, how long writes were stopped, what proved it.",
+        )
+        alert = AlertError(
+            task_id="error_alert",
+            backup_type=backup_type,
+            doc_md="**R4.6** Which task failed, what happened, how to mend it. Sent at the first failure.",
+        )
+    watcher = Watcher(
+        task_id="watcher",
+        doc_md="Fails, and the run with it, when work *or* a teardown failed. A failed teardown alone would not.",
+    )
+    executed.create >> status
+    teardowns = [executed.resume_writes, remove]
+    verified.group >> remove
+    [*verified.proofs, *teardowns] >> success
+    for task in (*prepared.group, *executed.group, *verified.group, remove):
+        task >> [alert, watcher]

@@ -1,0 +1,73 @@
+"""One DAG run as the engine sees it: which backup, of what, to where, by which policy. Made inside `execute` only."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from include.backup.application import Application
+from include.backup.prepare import make_scratch
+from include.operators import connections
+from include.pipeline.keys import Keyring
+from include.policy import Policy, load_policy
+from include.repository.catalog import Catalog
+from include.repository.layout import BackupId
+from include.repository.manifest import Slot
+
+SCRATCH_VARIABLE = "BACKUP_SCRATCH"
+
+
+@dataclass(frozen=True)
+class BackupRun:
+    """What the steps of one run work on; each part is made when it is first asked for.
+
+    `scratch_root` is where temporary directories go; empty means the one that `BACKUP_SCRATCH` names, else `scratch` in
+    Airflow's home, which nobody else writes to.
+    """
+
+    backup: BackupId
+    slot: Slot | None
+    scratch_root: str = ""
+
+    @cached_property
+    def policy(self) -> Policy:
+        """The policy in force (`BACKUP_POLICY`)."""
+        return load_policy()
+
+    @cached_property
+    def application(self) -> Application:
+        """What is backed up, through the connections that the policy names."""
+        sources = self.policy.sources
+        return Application(
+            barrier=connections.database_login(sources.database.barrier_connection),
+            dump=connections.database_login(sources.database.dump_connection),
+            objects=connections.bucket(sources.objects.connection),
+            configuration=connections.configuration(sources.configuration.connection),
+        )
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The primary bucket, and the keyring that `BACKUP_KEYRING` names."""
+        primary = self.policy.storage.primary
+        return Catalog(
+            connections.bucket(primary.connection, name=primary.bucket, region=primary.region),
+            Keyring.from_environment(),
+        )
+
+    @property
+    def root(self) -> Path:
+        """The directory of all temporary directories on this worker."""
+        home = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
+        return Path(self.scratch_root or os.environ.get(SCRATCH_VARIABLE) or home / "scratch")
+
+    @property
+    def scratch_name(self) -> str:
+        """What this run's temporary directory is called, on every worker."""
+        return str(self.backup)
+
+    @cached_property
+    def scratch(self) -> Path:
+        """This run's temporary directory, made where it is missing: another worker may have prepared the run."""
+        return make_scratch(self.root, self.scratch_name)

@@ -1,0 +1,103 @@
+"""What all steps have in common: naming the backup, and telling what went wrong."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from include.errors import BackupError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from include.operators.run import BackupRun
+    from include.repository.layout import BackupType
+
+Facts = dict[str, Any]
+ERROR = "error"
+"""The XCom in which a failed step leaves `what` and `mend`, for the alert."""
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=10),
+    "retry_exponential_backoff": 2.0,
+    "max_retry_delay": timedelta(minutes=2),
+}
+"""A step that failed is tried again after 10 and 20 seconds: long enough for a failover, short beside the RPO."""
+CHECK_TIMEOUT = timedelta(minutes=5)
+
+
+class BackupStep(BaseOperator):
+    """One step of a backup of `backup_type`. Its XCom is a small dict of facts.
+
+    A `BackupError` is logged as what happened and how to mend it. One that another try cannot mend (a missing
+    connection, a keyring, the policy) fails the task at once; any other is tried again.
+
+    :param backup_type: `full`, `incremental` or `snapshot`: with the run, it names the backup.
+    :param scratch_root: where temporary directories go; empty for `BACKUP_SCRATCH` or Airflow's home. (templated)
+    """
+
+    template_fields: Sequence[str] = ("scratch_root",)
+    ui_color = "#e8f0f7"
+
+    def __init__(self, *, backup_type: BackupType, scratch_root: str = "", **kwargs: Any) -> None:
+        super().__init__(**{"execution_timeout": CHECK_TIMEOUT, **RETRIES, **kwargs})
+        self.backup_type = backup_type
+        self.scratch_root = scratch_root
+
+    def execute(self, context: Context) -> Facts:
+        """Take the step."""
+        try:
+            return self._take(context)
+        except BackupError as error:
+            self.log.error("WHAT HAPPENED: %s", error.what)
+            self.log.error("HOW TO MEND IT: %s", error.mend)
+            context["ti"].xcom_push(key=ERROR, value={"what": error.what, "mend": error.mend})
+            if isinstance(error, _hopeless()):
+                raise AirflowFailException(str(error)) from error
+            raise
+
+    @abstractmethod
+    def step(self, run: BackupRun) -> Facts:
+        """Call the engine; returns the facts for the XCom."""
+
+    def _take(self, context: Context) -> Facts:
+        from include.operators.run import BackupRun  # noqa: PLC0415 - the engine: over a second
+        from include.operators.slots import name_backup  # noqa: PLC0415
+
+        backup, slot = name_backup(self.backup_type, context["dag_run"])
+        self.log.info("This run makes %s.", backup)
+        return self.step(BackupRun(backup, slot, self.scratch_root))
+
+    def on_kill(self) -> None:
+        """Nothing: a try that ends anywhere leaves nothing that another could mistake for a backup (law 5)."""
+
+
+def _hopeless() -> tuple[type[BackupError], ...]:
+    """Errors that no other try can mend. Looked up only when one was raised: their modules are the engine.
+
+    `ExceptionRetryPolicy` would say the same declaratively, but it imports what it names when the DAG file is read.
+    """
+    from include.backup.prepare import NotReady  # noqa: PLC0415
+    from include.backup.verify import SizeSuspect  # noqa: PLC0415
+    from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
+    from include.operators.slots import NoSlot  # noqa: PLC0415
+    from include.pipeline.keys import KeyringError  # noqa: PLC0415
+    from include.policy import PolicyError  # noqa: PLC0415
+    from include.repository.manifest import ManifestRefused  # noqa: PLC0415
+    from include.sources.postgres.tools import ToolsMissing  # noqa: PLC0415
+
+    return (
+        NotReady,
+        SizeSuspect,
+        ConnectionUnusable,
+        NoSlot,
+        KeyringError,
+        PolicyError,
+        ManifestRefused,
+        ToolsMissing,
+    )

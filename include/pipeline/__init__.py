@@ -1,0 +1,1 @@
+"""Bytes in motion: compression, encryption, keys, the stream itself, progress."""

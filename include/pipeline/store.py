@@ -1,0 +1,402 @@
+"""One S3 bucket: the few verbs the engine needs, each of which names the object when it fails."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from include.errors import BackupError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.client import S3Client
+
+_ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
+_TAKEN = {"412", "PreconditionFailed"}
+_BUSY = {"409", "ConditionalRequestConflict"}
+
+
+class StoreError(BackupError):
+    """The object store refused, or did not answer."""
+
+
+class ObjectMissing(StoreError):
+    """An object that must exist does not."""
+
+
+class ObjectExists(StoreError):
+    """An object was to be created, and exists already."""
+
+
+class ObjectChanged(StoreError):
+    """An object is no longer the version that was listed."""
+
+
+@dataclass(frozen=True)
+class ObjectVersion:
+    """One version of an object, or the marker of its deletion; `modified` is the store's clock, aware UTC."""
+
+    key: str
+    version_id: str
+    modified: datetime
+    size: int
+    etag: str
+    deleted: bool
+    latest: bool
+
+
+class Bucket:
+    """A bucket, reached with the credentials of a boto3 session (which may refresh them while a long backup runs).
+
+    Every body is signed with its SHA-256, which every S3 store checks, and carries the same as `x-amz-checksum-sha256`,
+    which newer stores check and keep.
+    """
+
+    def __init__(
+        self,
+        session: boto3.Session,
+        name: str,
+        *,
+        region: str | None = None,
+        endpoint_url: str | None = None,
+        connections: int = 32,
+    ) -> None:
+        self.name = name
+        self.endpoint_url = endpoint_url
+        self.client: S3Client = session.client(
+            "s3",
+            region_name=region,
+            endpoint_url=endpoint_url,
+            config=Config(
+                s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
+                retries={"mode": "standard", "total_max_attempts": 6},
+                max_pool_connections=connections,
+                connect_timeout=10,
+                read_timeout=60,
+                tcp_keepalive=True,
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+
+    def __repr__(self) -> str:
+        return f"s3://{self.name}"
+
+    def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        """Store one small object."""
+        with self._named("write", key):
+            self.client.put_object(
+                Bucket=self.name,
+                Key=key,
+                Body=body,
+                ChecksumSHA256=_checksum(body),
+                ContentType=content_type,
+                Metadata=dict(metadata or {}),
+            )
+
+    def create(self, key: str, body: bytes, *, content_type: str = "application/json") -> None:
+        """Store one small object that must not exist yet (`If-None-Match: *`); raises `ObjectExists` when another is there.
+
+        A store may ignore the condition (Ceph does): whoever commits with it reads the oldest version back.
+        """
+        for last in (False, False, True):
+            try:
+                with self._named("create", key):
+                    self.client.put_object(
+                        Bucket=self.name,
+                        Key=key,
+                        Body=body,
+                        IfNoneMatch="*",
+                        ChecksumSHA256=_checksum(body),
+                        ContentType=content_type,
+                    )
+            except ObjectExists:
+                # An answer that was lost makes the client send the same bytes again: finding our own is success.
+                if self.read_oldest(key) != body:
+                    raise
+            except _Conflict:
+                if last:
+                    raise
+                continue
+            return
+
+    def read(self, key: str, *, version_id: str | None = None) -> bytes:
+        """A small object, whole; raises `ObjectMissing`."""
+        with self._named("read", key):
+            return self.client.get_object(Bucket=self.name, Key=key, **_version(version_id))["Body"].read()
+
+    def read_oldest(self, key: str) -> bytes:
+        """The first version ever written under `key`: what committed it, whatever came later."""
+        versions = [version for version in self.versions(key) if version.key == key and not version.deleted]
+        if not versions:
+            raise ObjectMissing(f"{self}/{key} does not exist.", mend="See `python -m include.cli list` for what does.")
+        return self.read(key, version_id=versions[-1].version_id)
+
+    def read_range(self, key: str, start: int, end: int) -> bytes:
+        """The bytes `[start, end)` of an object; raises `ObjectMissing`, or `StoreError` when it is shorter."""
+        with self._named("read", key):
+            body = self.client.get_object(Bucket=self.name, Key=key, Range=f"bytes={start}-{end - 1}")["Body"].read()
+        if len(body) != end - start:
+            raise StoreError(
+                f"{self}/{key} has {start + len(body)} bytes where at least {end} were stored.",
+                mend="It was cut or replaced: use the replica's copy or another backup.",
+            )
+        return body
+
+    def open_version(
+        self, key: str, *, version_id: str, etag: str, chunk_bytes: int = 1 << 20
+    ) -> tuple[Mapping[str, Any], Iterator[bytes]]:
+        """The headers and the content of one version; raises `ObjectChanged` when it is not the one that was listed."""
+        with self._named("read", key):
+            answer = self.client.get_object(Bucket=self.name, Key=key, IfMatch=etag, **_version(version_id))
+
+        def content() -> Iterator[bytes]:
+            with self._named("read", key):
+                yield from answer["Body"].iter_chunks(chunk_bytes)
+
+        return answer, content()
+
+    def tags(self, key: str, *, version_id: str | None = None) -> dict[str, str]:
+        """The tags of an object."""
+        with self._named("read the tags of", key):
+            answer = self.client.get_object_tagging(Bucket=self.name, Key=key, **_version(version_id))
+        return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
+
+    def size(self, key: str) -> int:
+        """The stored size in bytes; raises `ObjectMissing`."""
+        with self._named("look at", key):
+            return self.client.head_object(Bucket=self.name, Key=key)["ContentLength"]
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """Every current key under a prefix, page by page, in the store's order."""
+        with self._named("list", prefix):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                for entry in page.get("Contents", []):
+                    yield entry["Key"]
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        """Every version and deletion marker under a prefix, by key, newest first, page by page."""
+        with self._named("list the versions of", prefix):
+            for page in self.client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=prefix):
+                entries: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+                found = [
+                    ObjectVersion(
+                        key=entry["Key"],
+                        version_id=entry["VersionId"],
+                        modified=entry["LastModified"].astimezone(UTC),
+                        size=entry.get("Size", 0),
+                        etag=entry.get("ETag", ""),
+                        deleted="Size" not in entry,
+                        latest=entry["IsLatest"],
+                    )
+                    for entry in entries
+                ]
+                # The store gives versions and markers as two lists. Where a second is shared (AWS keeps no finer time), the
+                # version goes before the marker: an object too many is better than one too few.
+                yield from sorted(
+                    found,
+                    key=lambda entry: (
+                        entry.key.encode(),
+                        -entry.modified.timestamp(),
+                        not entry.latest,
+                        entry.deleted,
+                    ),
+                )
+
+    def clock(self) -> datetime:
+        """The store's own time, as its `Date` header tells it: whole seconds, aware UTC."""
+        with self._named("reach", ""):
+            answer = self.client.head_bucket(Bucket=self.name)
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+
+    def is_versioned(self) -> bool:
+        """Whether the bucket keeps every version."""
+        with self._named("ask for the versioning of", ""):
+            return self.client.get_bucket_versioning(Bucket=self.name).get("Status") == "Enabled"
+
+    def delete(self, key: str) -> None:
+        """Delete the current version of one object; an absent one is fine."""
+        with self._named("delete", key):
+            self.client.delete_object(Bucket=self.name, Key=key)
+
+    @contextlib.contextmanager
+    def _named(self, verb: str, key: str) -> Iterator[None]:
+        """Turn the client's errors into ours, with the object's name, and never with a credential."""
+        try:
+            yield
+        except ClientError as error:
+            code, answer = str(error.response["Error"].get("Code", "")), error.response["Error"].get("Message", "")
+            place = f"{self}/{key}" if key else f"{self}"
+            if code in _TAKEN:
+                kind = ObjectExists if verb == "create" else ObjectChanged
+                raise kind(
+                    f"Could not {verb} {place}: {'it exists already' if kind is ObjectExists else 'it changed since it was listed'}.",
+                    mend="Start again: what is there now was not made by this try.",
+                ) from error
+            if code in _BUSY:
+                raise _Conflict(f"Could not {verb} {place}: another writer is at it.", mend="Start again.") from error
+            if code in _ABSENT:
+                raise ObjectMissing(
+                    f"Could not {verb} {place}: it does not exist.",
+                    mend="Check the bucket's name; use the replica's copy or another backup.",
+                ) from error
+            raise StoreError(
+                f"Could not {verb} {place}: {code} {answer}",
+                mend="Check the endpoint, the credentials and what they are allowed to do.",
+            ) from error
+        except BotoCoreError as error:
+            raise StoreError(
+                f"Could not {verb} {self}/{key}: {error}",
+                mend="Check that the endpoint is reachable and the credentials are set.",
+            ) from error
+
+
+class _Conflict(StoreError):
+    """Two conditional writes met; S3 asks the client to try again."""
+
+
+class Upload:
+    """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them in memory and on their way.
+
+    `headers` are boto3's (`ContentType`, …), `tags` a query string.
+
+    Use as a context manager: leaving it without `complete()` removes what was sent, so nothing that looks finished stays.
+    """
+
+    def __init__(
+        self,
+        bucket: Bucket,
+        key: str,
+        *,
+        part_bytes: int,
+        in_flight: int,
+        headers: Mapping[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
+        tags: str = "",
+    ) -> None:
+        self._bucket, self.key = bucket, key
+        self._part_bytes, self._in_flight = part_bytes, in_flight
+        self._headers: dict[str, Any] = {
+            "ContentType": "application/octet-stream",
+            **(headers or {}),
+            "Metadata": dict(metadata or {}),
+            **({"Tagging": tags} if tags else {}),
+        }
+        self._buffer = bytearray()
+        self._upload_id: str | None = None
+        self._parts: list[Any] = []
+        self._sending: deque[Future[Any]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._sent = 0
+        self._completed = False
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._upload_id is not None and not self._completed:
+            # The error that brought us here is the one to report; what stays behind is the reaper's.
+            with contextlib.suppress(StoreError), self._bucket._named("abort", self.key):
+                self._bucket.client.abort_multipart_upload(
+                    Bucket=self._bucket.name, Key=self.key, UploadId=self._upload_id
+                )
+
+    def write(self, data: bytes) -> None:
+        """Take the next bytes; waits when `in_flight` parts are on their way. Raises `StoreError`."""
+        self._buffer += data
+        while len(self._buffer) >= self._part_bytes:
+            part = bytes(memoryview(self._buffer)[: self._part_bytes])
+            del self._buffer[: self._part_bytes]
+            self._send(part)
+
+    def complete(self) -> None:
+        """Send what is left and make the object appear, whole; raises `StoreError`."""
+        if self._upload_id is None:
+            with self._bucket._named("write", self.key):
+                body = bytes(self._buffer)
+                self._bucket.client.put_object(
+                    Bucket=self._bucket.name, Key=self.key, Body=body, ChecksumSHA256=_checksum(body), **self._headers
+                )
+        else:
+            if self._buffer:
+                self._send(bytes(self._buffer))
+            while self._sending:
+                self._parts.append(self._sending.popleft().result())
+            with self._bucket._named("complete", self.key):
+                self._bucket.client.complete_multipart_upload(
+                    Bucket=self._bucket.name,
+                    Key=self.key,
+                    UploadId=self._upload_id,
+                    MultipartUpload={"Parts": self._parts},
+                )
+        self._completed = True
+
+    def _send(self, part: bytes) -> None:
+        if self._upload_id is None or self._pool is None:
+            with self._bucket._named("write", self.key):
+                self._upload_id = self._bucket.client.create_multipart_upload(
+                    Bucket=self._bucket.name, Key=self.key, ChecksumAlgorithm="SHA256", **self._headers
+                )["UploadId"]
+            self._pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="upload")
+        if len(self._sending) >= self._in_flight:
+            self._parts.append(self._sending.popleft().result())
+        self._sent += 1
+        self._sending.append(self._pool.submit(self._send_part, self._upload_id, self._sent, part))
+
+    def _send_part(self, upload_id: str, number: int, part: bytes) -> Any:
+        checksum = _checksum(part)
+        with self._bucket._named("write", self.key):
+            answer = self._bucket.client.upload_part(
+                Bucket=self._bucket.name,
+                Key=self.key,
+                UploadId=upload_id,
+                PartNumber=number,
+                Body=part,
+                ChecksumSHA256=checksum,
+            )
+        kept = {"ChecksumSHA256": checksum} if "ChecksumSHA256" in answer else {}
+        return {"PartNumber": number, "ETag": answer["ETag"], **kept}
+
+
+def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_flight: int) -> Iterator[bytes]:
+    """The bytes of each `(key, start, end)` in order, with `in_flight` of them on their way: one GET alone does not fill a link."""
+    with ThreadPoolExecutor(in_flight, thread_name_prefix="fetch") as pool:
+        coming: deque[Future[bytes]] = deque()
+        try:
+            for key, start, end in ranges:
+                coming.append(pool.submit(bucket.read_range, key, start, end))
+                if len(coming) > in_flight:
+                    yield coming.popleft().result()
+            while coming:
+                yield coming.popleft().result()
+        finally:
+            for future in coming:
+                future.cancel()
+
+
+def _checksum(body: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+
+def _version(version_id: str | None) -> dict[str, Any]:
+    return {"VersionId": version_id} if version_id is not None else {}

@@ -1,0 +1,688 @@
+"""The policy as typed, frozen data: every number of the design document (R1 to R8), and the contradictions it refuses.
+
+A field is checked against the fields declared above it, and a section against the sections above it, so every refusal
+has its own place. What contradicts a section that is itself refused shows once that section is mended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from include.policy.quantities import (
+    Address,
+    BucketName,
+    CalendarPeriod,
+    Cron,
+    Duration,
+    FileGlob,
+    Name,
+    Network,
+    Period,
+    Prefix,
+    Share,
+    Size,
+    Some,
+    Statement,
+    Table,
+    Text,
+    not_empty,
+    refusal,
+)
+
+SourceKind = Literal["database", "objects", "configuration"]
+Place = tuple[str | int, ...]
+
+# What a component of each source lists, and whether it must list any: configuration always has the git bundle.
+_LISTS: dict[SourceKind, tuple[str, bool]] = {
+    "database": ("tables", True),
+    "objects": ("prefixes", True),
+    "configuration": ("files", False),
+}
+UNCLASSIFIED = "unclassified_"
+
+
+class Section(BaseModel):
+    """One part of the policy: it says everything that it must, nothing that it need not, and never changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- R8 compliance ---------------------------------------------------------------------------------------------------
+
+
+class Audit(Section):
+    """The audit log (R8.2)."""
+
+    kept: CalendarPeriod
+    records: tuple[Literal["who", "what", "when", "where"], ...]
+
+    @field_validator("records")
+    @classmethod
+    def _complete(cls, records: tuple[str, ...]) -> tuple[str, ...]:
+        if missing := {"who", "what", "when", "where"} - set(records):
+            raise refusal(f"lacks {', '.join(sorted(missing))}.", "Record who, what, when and where (R8.2).")
+        return records
+
+
+class Recipients(Section):
+    """Whom the monthly report goes to (R8.3)."""
+
+    security_team: Some[Address]
+    compliance_officer: Some[Address]
+
+
+class Reports(Section):
+    """The monthly compliance report (R8.3)."""
+
+    schedule: Cron
+    recipients: Recipients
+
+
+class Compliance(Section):
+    """R8: `retention` is how long each class is kept; what nobody classified counts as `unclassified_as`."""
+
+    retention: Annotated[dict[Name, CalendarPeriod], AfterValidator(not_empty)]
+    unclassified_as: str
+    audit: Audit
+    reports: Reports
+
+    @field_validator("unclassified_as")
+    @classmethod
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        if problem := _unknown_class(name, info.data.get("retention")):
+            raise problem
+        return name
+
+    @property
+    def longest(self) -> Period:
+        """The longest of the classes' periods: seven years, the financial class (R8.1)."""
+        longest, *others = self.retention.values()
+        for period in others:
+            longest = period if longest.always_shorter_than(period) else longest
+        return longest
+
+
+# --- R5 recovery -----------------------------------------------------------------------------------------------------
+
+
+class Recovery(Section):
+    """R5.4 and R5.5. `rpo_alert` comes before the database's RPO is missed; `rpo_files` is the files' worst case."""
+
+    rto: Duration
+    rpo: Duration
+    rpo_alert: Duration
+    rpo_files: Duration
+
+    @field_validator("rpo_alert")
+    @classmethod
+    def _early(cls, alert: timedelta, info: ValidationInfo) -> timedelta:
+        if alert >= info.data.get("rpo", timedelta.max):
+            raise refusal("is not before the RPO.", "Alert before rpo is missed (R5.5).")
+        return alert
+
+    @field_validator("rpo_files")
+    @classmethod
+    def _late(cls, worst: timedelta, info: ValidationInfo) -> timedelta:
+        if worst < info.data.get("rpo", timedelta.min):
+            raise refusal("is below the RPO.", "Files have no WAL: give them rpo and an hourly run, or more.")
+        return worst
+
+
+# --- R1 backup types -------------------------------------------------------------------------------------------------
+
+
+class BackupType(Section):
+    """One row of R1: `schedule` is cron in UTC, `retention` a promise that any moment of it can be restored."""
+
+    schedule: Cron
+    retention: CalendarPeriod
+    compressed: Literal[True]
+
+
+class IncrementalBackup(BackupType):
+    """R1.2; WAL is also shipped between the runs, `shipped_within` of being written (R5.5)."""
+
+    shipped_within: Duration
+
+
+class SnapshotBackup(BackupType):
+    """R1.3."""
+
+    point_in_time: Literal[True]
+
+
+class Archive(Section):
+    """The archive tier: a standalone copy per retention class, kept for the class's period (R3.3, R8.1)."""
+
+    schedule: Cron
+
+
+class Backups(Section):
+    """R1, and the monthly archive that makes R3.3 and R8.1 true."""
+
+    full: BackupType
+    incremental: IncrementalBackup
+    snapshot: SnapshotBackup
+    archive: Archive
+
+
+# --- R3 storage ------------------------------------------------------------------------------------------------------
+
+
+class Bucket(Section):
+    """Where a copy lives; `connection` is the Airflow connection that opens it (R3.1)."""
+
+    bucket: BucketName
+    region: Text
+    connection: Text
+    encryption: Literal["AES-256"]
+    versioning: Literal[True]
+
+
+class Replica(Bucket):
+    """The second region (R3.2)."""
+
+    replication: Literal["cross-region"]
+
+
+class Cold(Section):
+    """Glacier (R3.3), for the archive tier only: nothing that a current recovery needs is ever in it (R5.4)."""
+
+    storage_class: Literal["GLACIER"]
+    transition_after: CalendarPeriod
+    retrieval: Literal["Standard", "Bulk", "Expedited"]
+    kept: CalendarPeriod
+
+
+class Storage(Section):
+    """R3. An attempt that no manifest names is garbage `attempts_reaped_after` it began."""
+
+    primary: Bucket
+    replica: Replica
+    cold: Cold
+    attempts_reaped_after: CalendarPeriod
+
+    @field_validator("replica")
+    @classmethod
+    def _apart(cls, replica: Replica, info: ValidationInfo) -> Replica:
+        primary: Bucket | None = info.data.get("primary")
+        _refuse_all(
+            _unless(
+                primary is None or getattr(replica, name) != getattr(primary, name),
+                name,
+                f"is {getattr(replica, name)!r}, as the primary's.",
+                f"Choose another {name}: the replica must outlive the primary (R3.2).",
+            )
+            for name in ("bucket", "region")
+        )
+        return replica
+
+
+# --- R2 scope --------------------------------------------------------------------------------------------------------
+
+
+class DatabaseSource(Section):
+    """R2.1: Airflow connections, one for each of the logins with the least grants, and the scratch server."""
+
+    tool: Literal["pg_dump"]
+    barrier_connection: Text
+    dump_connection: Text
+    scratch_connection: Text
+    schemas_excluded: tuple[str, ...]
+
+
+class ObjectSource(Section):
+    """R2.2; each statement of `references` yields one column of the object keys that the database names."""
+
+    tool: Literal["s3cmd"]
+    connection: Text
+    references: tuple[Statement, ...]
+
+
+class ConfigurationSource(Section):
+    """R2.3."""
+
+    tool: Literal["git"]
+    connection: Text
+
+
+class Sources(Section):
+    """R2: what is backed up, and through which connections."""
+
+    database: DatabaseSource
+    objects: ObjectSource
+    configuration: ConfigurationSource
+
+
+class Component(Section):
+    """One component of R2: what belongs to it, and the class that decides how long its archives are kept (R8.1).
+
+    `tables` are `schema.table` with shell globs, `prefixes` key prefixes, `files` globs below the checkout, beside the
+    git bundle. One that is not `archived` never reaches the archive tier: secrets.
+    """
+
+    name: Name
+    source: SourceKind
+    retention_class: str
+    tables: tuple[Table, ...] = ()
+    prefixes: tuple[Prefix, ...] = ()
+    files: tuple[FileGlob, ...] = ()
+    archived: bool = True
+
+
+# --- R4 backup process -----------------------------------------------------------------------------------------------
+
+
+class Preparation(Section):
+    """R4.1: the temporary directory needs this much free."""
+
+    minimum_free_bytes: Size
+
+
+class Barrier(Section):
+    """R4.3, the write stop: every wait in it has an end, so that no backup can hold the application for long."""
+
+    lock_timeout: Duration
+    deadlock_timeout: Duration
+    statement_timeout: Duration
+    idle_timeout: Duration
+    tries: PositiveInt
+    backoff: Duration
+    long_running: Duration
+
+    @field_validator("deadlock_timeout")
+    @classmethod
+    def _first_victim(cls, timeout: timedelta, info: ValidationInfo) -> timedelta:
+        if timeout >= info.data.get("lock_timeout", timedelta.max):
+            what = (
+                "is not below lock_timeout, so a deadlock would end the application's transaction, not the barrier's."
+            )
+            raise refusal(what, "Lower it; 20 ms is the measured choice.")
+        return timeout
+
+    @field_validator("statement_timeout")
+    @classmethod
+    def _last_resort(cls, timeout: timedelta, info: ValidationInfo) -> timedelta:
+        if timeout < info.data.get("lock_timeout", timedelta.min):
+            raise refusal("is below lock_timeout, which it would cut short.", "Raise it to lock_timeout at least.")
+        return timeout
+
+
+class Pipeline(Section):
+    """How bytes move (R4.3), and how their progress is watched (R4.4)."""
+
+    compression_level: Annotated[int, Field(ge=1, le=19)]
+    compression_workers: PositiveInt
+    segment_bytes: Size
+    part_bytes: Size
+    parts_in_flight: PositiveInt
+    streams_at_once: PositiveInt
+    stall_limit: Duration
+    progress_every: Duration
+
+    @field_validator("segment_bytes")
+    @classmethod
+    def _segment(cls, size: int) -> int:
+        if not 64 * 2**10 <= size <= 256 * 10**6:
+            raise refusal(f"is {size} bytes.", "Use 64 KiB to 256 MB: segments are restored in parallel.")
+        return size
+
+    @field_validator("part_bytes")
+    @classmethod
+    def _part(cls, size: int) -> int:
+        if not 5 * 2**20 <= size <= 256 * 10**6:
+            raise refusal(f"is {size} bytes.", "Use 5 MiB, S3's least part, to 256 MB, the longest segment.")
+        return size
+
+    @field_validator("progress_every")
+    @classmethod
+    def _often(cls, interval: timedelta, info: ValidationInfo) -> timedelta:
+        if interval >= info.data.get("stall_limit", timedelta.max):
+            raise refusal("is not below stall_limit, so a stalled stream would end unseen.", "Lower it; 5 s is usual.")
+        return interval
+
+
+class Verification(Section):
+    """R4.5: what is restored as a sample, and how much smaller than the last a backup may be (`shrunk_to` of it)."""
+
+    sample_components: Some[str]
+    shrunk_to: Share
+
+
+class Notifications(Section):
+    """R4.6: who is told."""
+
+    success_report: tuple[Address, ...]
+    error_alert: Some[Address]
+    status_update: tuple[Address, ...]
+
+
+# --- R6 monitoring ---------------------------------------------------------------------------------------------------
+
+
+class Prices(Section):
+    """What a GiB costs for a month in each storage class, in US dollars (R6.2)."""
+
+    standard: PositiveFloat
+    glacier: PositiveFloat
+
+
+class Metrics(Section):
+    """R6.1 to R6.3: what is measured, by name."""
+
+    backup: tuple[Literal["size", "duration", "success_rate"], ...]
+    storage: tuple[Literal["usage", "cost", "growth_rate"], ...]
+    performance: tuple[Literal["backup_speed", "restore_speed", "compression_ratio"], ...]
+    success_rate_over: CalendarPeriod
+    usd_per_gib_month: Prices
+
+
+class BackupFailure(Section):
+    """Alert at this many failed runs in a row (R6.4)."""
+
+    failures: PositiveInt
+
+
+class StorageFull(Section):
+    """Alert when `used` of `capacity_bytes` is taken (R6.4); a bucket has no end, so the capacity is the budget."""
+
+    capacity_bytes: Size
+    used: Share
+
+
+class CorruptionDetected(Section):
+    """Alert at this many objects that fail their check (R6.4)."""
+
+    objects: PositiveInt
+
+
+class Critical(Section):
+    """R6.4."""
+
+    backup_failure: BackupFailure
+    storage_full: StorageFull
+    corruption_detected: CorruptionDetected
+
+
+class LongestRun(Section):
+    """The longest that a run of each type may take before it counts as slow."""
+
+    full: Duration
+    incremental: Duration
+    snapshot: Duration
+
+
+class SlowBackup(Section):
+    """Warn at `times_usual` the median of the last `compared_with` runs, or past `longest` (R6.5)."""
+
+    times_usual: Annotated[float, Field(gt=1)]
+    compared_with: PositiveInt
+    longest: LongestRun
+
+
+class HighGrowthRate(Section):
+    """Warn when usage grows by `share` of itself `within` this period (R6.5)."""
+
+    share: Share
+    within: CalendarPeriod
+
+
+class RetentionViolation(Section):
+    """Warn about a backup still there `overdue` after its expiry, and about one gone before it (R6.5)."""
+
+    overdue: CalendarPeriod
+
+
+class Warnings(Section):
+    """R6.5."""
+
+    slow_backup: SlowBackup
+    high_growth_rate: HighGrowthRate
+    retention_violation: RetentionViolation
+
+
+class Monitoring(Section):
+    """R6."""
+
+    metrics: Metrics
+    critical: Critical
+    warnings: Warnings
+
+
+# --- R7 security -----------------------------------------------------------------------------------------------------
+
+
+class Keys(Section):
+    """R7.1: the key-encryption key changes every `rotation`; old public keys verify as long as the oldest archive."""
+
+    rotation: CalendarPeriod
+    public_keys_kept: CalendarPeriod
+
+
+class Roles(Section):
+    """R7.3: what each role is for."""
+
+    backup_admin: Text
+    restore_operator: Text
+    audit_viewer: Text
+
+
+class Security(Section):
+    """R7.2 to R7.4."""
+
+    tls_minimum: Literal["1.3"]
+    verify_certificates: Literal[True]
+    roles: Roles
+    mfa_required: Literal[True]
+    networks_allowed: Some[Network]
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+class Policy(Section):
+    """The whole policy. `include.policy.load_policy` makes one from the file."""
+
+    compliance: Compliance
+    recovery: Recovery
+    backups: Backups
+    storage: Storage
+    sources: Sources
+    components: dict[str, Component]
+    preparation: Preparation
+    barrier: Barrier
+    pipeline: Pipeline
+    verification: Verification
+    notifications: Notifications
+    monitoring: Monitoring
+    keys: Keys
+    security: Security
+
+    def components_of(self, source: SourceKind) -> list[Component]:
+        """The components of one source, in the order of the file."""
+        return [component for component in self.components.values() if component.source == source]
+
+    def unclassified(self, source: SourceKind) -> Component:
+        """The component of what is in the source and in no other one: *personal* until someone names it (R8.1)."""
+        return Component(name=f"{UNCLASSIFIED}{source}", source=source, retention_class=self.compliance.unclassified_as)
+
+    @field_validator("backups")
+    @classmethod
+    def _backups(cls, backups: Backups, info: ValidationInfo) -> Backups:
+        recovery: Recovery | None = info.data.get("recovery")
+        _refuse_all(
+            _unless(
+                recovery is None or backups.incremental.shipped_within < recovery.rpo_alert,
+                ("incremental", "shipped_within"),
+                "is not below recovery.rpo_alert, so the RPO could not be kept.",
+                "Lower it; 1 min is the design's (R5.5).",
+            )
+        )
+        return backups
+
+    @field_validator("storage")
+    @classmethod
+    def _storage(cls, storage: Storage, info: ValidationInfo) -> Storage:
+        compliance: Compliance | None = info.data.get("compliance")
+        if compliance is None:
+            return storage
+        cold = storage.cold
+        expired = [
+            f"{name} ({period})"
+            for name, period in compliance.retention.items()
+            if not cold.transition_after.always_shorter_than(period)
+        ]
+        _refuse_all(
+            _unless(
+                not expired,
+                ("cold", "transition_after"),
+                f"is {cold.transition_after}, at or after the expiry of {', '.join(expired)}.",
+                "Move to the cold tier before every class expires (R3.3, R8.1).",
+            ),
+            _unless(
+                cold.kept == compliance.longest,
+                ("cold", "kept"),
+                f"is {cold.kept}, but the longest retention class is kept {compliance.longest}.",
+                "Give both the same period: the cold tier holds each archive for its class's (R3.3, R8.1).",
+            ),
+        )
+        return storage
+
+    @field_validator("components", mode="plain", json_schema_input_type=dict[str, Component])
+    @classmethod
+    def _components(cls, value: object, info: ValidationInfo) -> dict[str, Component]:
+        """Check each by itself and then against its neighbours, so that one bad component hides no other's fault."""
+        if not isinstance(value, Mapping) or not value:
+            raise refusal("is no table of components.", "List them by name, as in `media: {source: objects, ...}`.")
+        compliance: Compliance | None = info.data.get("compliance")
+        components: dict[str, Component] = {}
+        problems: list[InitErrorDetails] = []
+        for name, fields in value.items():
+            try:
+                components[name] = Component.model_validate(
+                    {**fields, "name": name} if isinstance(fields, Mapping) else fields
+                )
+            except ValidationError as error:
+                problems.extend(_relocated(error, name))
+        for name, component in components.items():
+            problems.extend(_located(_misfits(component, compliance), name))
+        problems.extend(_located(_claimed_twice(components.values())))
+        if problems:
+            raise ValidationError.from_exception_data("components", problems)
+        return components
+
+    @field_validator("verification")
+    @classmethod
+    def _verification(cls, verification: Verification, info: ValidationInfo) -> Verification:
+        components: dict[str, Component] | None = info.data.get("components")
+        _refuse_all(
+            _unless(
+                components is None or (name in components and components[name].source == "database"),
+                ("sample_components", index),
+                f"is {name!r}, which is no component of the database.",
+                "Name one: the sample is restored into a scratch database (R4.5).",
+            )
+            for index, name in enumerate(verification.sample_components)
+        )
+        return verification
+
+    @field_validator("keys")
+    @classmethod
+    def _keys(cls, keys: Keys, info: ValidationInfo) -> Keys:
+        compliance: Compliance | None = info.data.get("compliance")
+        _refuse_all(
+            _unless(
+                compliance is None or not keys.public_keys_kept.always_shorter_than(compliance.longest),
+                "public_keys_kept",
+                f"is {keys.public_keys_kept}, so the oldest archives could not be verified to their end.",
+                "Keep them as long as the longest retention class, or longer.",
+            )
+        )
+        return keys
+
+
+# --- how a section refuses -------------------------------------------------------------------------------------------
+
+Misfit = tuple[Place, PydanticCustomError]
+
+
+def _unknown_class(name: str, retention: Mapping[str, Period] | None) -> PydanticCustomError | None:
+    if retention is None or name in retention:
+        return None
+    return refusal(f"is {name!r}, which is no retention class.", f"Use one of {', '.join(retention)} (R8.1).")
+
+
+def _misfits(component: Component, compliance: Compliance | None) -> Iterator[Misfit]:
+    """What is wrong with one component beyond its types."""
+    if problem := _unknown_class(component.retention_class, compliance.retention if compliance else None):
+        yield ("retention_class",), problem
+    if component.name.startswith(UNCLASSIFIED):
+        yield (), refusal("has a reserved name.", f"Choose one that does not begin with {UNCLASSIFIED!r}.")
+    own, needed = _LISTS[component.source]
+    if needed and not getattr(component, own):
+        yield (own,), refusal("is empty, so nothing would be backed up.", f"List what the component has as {own}.")
+    for name, _ in _LISTS.values():
+        if name != own and getattr(component, name):
+            yield (name,), refusal(f"is nothing that {component.source} has.", f"List {own} instead, or change source.")
+
+
+def _claimed_twice(components: Iterable[Component]) -> Iterator[Misfit]:
+    """Tables and files that two components name alike, and prefixes of which one lies in the other."""
+    seen: list[tuple[str, str, str]] = []
+    for component in components:
+        for kind, _ in _LISTS.values():
+            for index, claim in enumerate(getattr(component, kind)):
+                for owner, other_kind, other in seen:
+                    inside = kind == "prefixes" and (claim.startswith(other) or other.startswith(claim))
+                    if kind == other_kind and (claim == other or inside):
+                        yield (
+                            (component.name, kind, index),
+                            refusal(
+                                f"is {claim!r}, which {owner} claims as {other!r}.", "Leave it to one component (R2)."
+                            ),
+                        )
+                seen.append((component.name, kind, claim))
+
+
+def _unless(holds: bool, place: str | int | Place, what: str, mend: str) -> Misfit | None:
+    """Nothing when the condition holds, otherwise what is wrong at this place below the section."""
+    return None if holds else (place if isinstance(place, tuple) else (place,), refusal(what, mend))
+
+
+def _refuse_all(*misfits: Misfit | Iterable[Misfit | None] | None) -> None:
+    """Raise all of them as one `ValidationError`, each with its place; pydantic puts the section's before it."""
+    flat: list[Misfit] = []
+    for misfit in misfits:
+        if isinstance(misfit, tuple):
+            flat.append(misfit)
+        elif misfit is not None:
+            flat.extend(each for each in misfit if each is not None)
+    if flat:
+        raise ValidationError.from_exception_data("policy", list(_located(flat)))
+
+
+def _located(misfits: Iterable[Misfit], *above: str) -> Iterator[InitErrorDetails]:
+    for place, problem in misfits:
+        yield InitErrorDetails(type=problem, loc=(*above, *place), input=None)
+
+
+def _relocated(error: ValidationError, *above: str) -> Iterator[InitErrorDetails]:
+    """The errors of a section checked by hand, moved to where it stands."""
+    for each in error.errors(include_url=False):
+        problem = PydanticCustomError(each["type"], each["msg"], each.get("ctx"))
+        yield InitErrorDetails(type=problem, loc=(*above, *each["loc"]), input=each["input"])

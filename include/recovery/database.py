@@ -1,0 +1,257 @@
+"""A database, back from its dumps (R5.1): restored beside what exists, compared with the inventory, then put in place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import make_conninfo
+
+from include.errors import BackupError
+from include.pipeline.process import run_sink
+from include.recovery.opened import OpenedBackup
+from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, component_dump
+from include.sources.postgres.inventory import Inventory, compare, table_contents, take_inventory
+from include.sources.postgres.login import DatabaseLogin
+from include.sources.postgres.relations import list_relations
+from include.sources.postgres.tools import PostgresTools, find_tools
+
+log = logging.getLogger(__name__)
+
+APPLICATION = "synapse-backups"
+
+_INDEX_JOBS = 2
+_IDENTIFIER = r"(?:\"(?:[^\"]|\"\")+\"|[^\s;\"]+)"
+_OWN_STATEMENT = re.compile(rf"(?:CREATE|ALTER) (?P<kind>ROLE|TABLESPACE) (?P<name>{_IDENTIFIER})")
+_NAMED_DATABASE = re.compile(rf"\bDATABASE {_IDENTIFIER}")
+_OF_THE_DATABASE = re.compile(
+    r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) \S+ DATABASE) "
+)
+
+
+class DatabaseExists(BackupError):
+    """A database of the target's name is there already."""
+
+
+class RestoreDiffers(BackupError):
+    """What was restored is not what was backed up."""
+
+
+@dataclass(frozen=True)
+class RestoredDatabase:
+    """A database that was restored and proved: its name, what it holds, and what could not come along."""
+
+    name: str
+    tables: int
+    rows: int
+
+
+def restore_database(backup: OpenedBackup, *, server: DatabaseLogin, name: str, scratch: Path) -> RestoredDatabase:
+    """Bring the whole database back as `name` on `server` (a superuser's login), roles included.
+
+    Everything is restored under a scratch name, compared table by table with the inventory, and renamed at the end: until
+    then no database is called `name`. A restore that fails removes the scratch one. Raises `DatabaseExists`,
+    `RestoreDiffers`, or whatever stopped it.
+    """
+    if _exists(server, name):
+        raise DatabaseExists(
+            f"The database {name} exists already on {server.host}:{server.port}.",
+            mend="Restore under another name, or rename the one that is there.",
+        )
+    restore = _Restore(backup, server, name, scratch)
+    return restore.run()
+
+
+def restore_sample(backup: OpenedBackup, component: str, *, server: DatabaseLogin, scratch: Path) -> RestoredDatabase:
+    """Restore one component into a scratch database, compare it with the inventory, and drop it again (R4.5).
+
+    Nothing else is needed of the server than the right to create a database: owners and privileges stay out. Raises
+    `RestoreDiffers`.
+    """
+    restore = _Restore(backup, server, component, scratch)
+    return restore.sample(component)
+
+
+class _Restore:
+    """One restore, into one scratch database."""
+
+    def __init__(self, backup: OpenedBackup, server: DatabaseLogin, name: str, scratch: Path) -> None:
+        self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
+        self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
+        self._login = server.with_database(self._scratch_name)
+        self._tools = _tools_for(backup, server)
+        document = json.loads(b"".join(backup.read(INVENTORY)))
+        self._inventory = Inventory.from_json(document)
+        self._components: dict[str, list[str]] = document["components"]
+
+    def run(self) -> RestoredDatabase:
+        with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as directory:
+            pre_data = self._spooled(PRE_DATA, Path(directory))
+            post_data = self._spooled(POST_DATA, Path(directory))
+            try:
+                self._restore_roles()
+                self._create_as_it_was(pre_data)
+                self._run_restore(pre_data)
+                self._restore_rows()
+                self._run_restore(post_data, f"--jobs={_INDEX_JOBS}")
+                with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
+                    restored = take_inventory(session, list_relations(session))
+                self._must_equal(compare(self._inventory, restored))
+                self._execute([f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"])
+            except BaseException:
+                self._drop()
+                raise
+        return RestoredDatabase(self._name, len(restored.tables), restored.rows)
+
+    def sample(self, component: str) -> RestoredDatabase:
+        unowned = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-tablespaces")
+        expected = frozenset(self._components[component])
+        try:
+            self._execute([f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0"])
+            self._pipe(PRE_DATA, *unowned)
+            self._pipe(component_dump(component), *unowned)
+            with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
+                tables = [table for table in list_relations(session).tables if str(table) in self._inventory.tables]
+                restored = Inventory(table_contents(session, tables), {})
+            self._must_equal(compare(self._inventory, restored, expected))
+        finally:
+            self._drop()
+        return RestoredDatabase(component, len(expected), sum(restored.tables[name].rows for name in expected))
+
+    def _restore_roles(self) -> None:
+        """Create the roles and tablespaces that are not there. One that is there is left exactly as it is."""
+        with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+            there = {("ROLE", name) for (name,) in session.execute("SELECT rolname FROM pg_roles")}
+            there |= {("TABLESPACE", name) for (name,) in session.execute("SELECT spcname FROM pg_tablespace")}
+        script = b"".join(self._backup.read(GLOBALS)).decode()
+        self._execute(
+            statement
+            for statement in statements(script)
+            if not (own := _OWN_STATEMENT.match(statement)) or (own["kind"], _unquoted(own["name"])) not in there
+        )
+
+    def _create_as_it_was(self, pre_data: Path) -> None:
+        """Create the scratch database with the locale, settings, owner and privileges that the dump recorded.
+
+        pg_restore knows how to write that for every version, and only under the original name: its script is taken, and
+        the name in it replaced.
+        """
+        listed = self._run(self._tools.pg_restore, "--create", "--list", str(pre_data)).splitlines()
+        chosen = pre_data.with_suffix(".list")
+        chosen.write_text("\n".join(line for line in listed if _OF_THE_DATABASE.match(line)) + "\n")
+        script = self._run(*(self._tools.pg_restore, "--create", f"--use-list={chosen}", "--file=-", str(pre_data)))
+        ours = f"DATABASE {_quoted(self._scratch_name)}"
+        # The name stands before any literal in each of these statements: the first match is it.
+        self._execute(_NAMED_DATABASE.sub(lambda _: ours, statement, count=1) for statement in statements(script))
+
+    def _restore_rows(self) -> None:
+        """Every component side by side: no index or constraint is there yet that one would need of another."""
+        dumps = [component_dump(name) for name in self._components if self._backup.has(component_dump(name))]
+        with ThreadPoolExecutor(self._backup.policy.streams_at_once, thread_name_prefix="restore") as pool:
+            for result in [pool.submit(self._pipe, dump) for dump in dumps]:
+                result.result()
+
+    def _pipe(self, artifact: str, *options: str) -> None:
+        """Stream a dump into pg_restore; nothing of it touches the disk."""
+        run_sink(
+            self._pg_restore(*options), self._backup.read(artifact), environment=self._login.environment(APPLICATION)
+        )
+
+    def _pg_restore(self, *options: str) -> list[str]:
+        database = make_conninfo(dbname=self._scratch_name)  # a bare name with "=" in it would be taken for one
+        return [self._tools.pg_restore, "--exit-on-error", "--no-password", f"--dbname={database}", *options]
+
+    def _run_restore(self, dump: Path, *options: str) -> None:
+        run_sink(self._pg_restore(*options, str(dump)), (), environment=self._login.environment(APPLICATION))
+
+    def _spooled(self, artifact: str, directory: Path) -> Path:
+        """A dump on disk: pg_restore reads a table of contents twice, or jumps in it, only in a file."""
+        path = directory / artifact.replace("/", "-")
+        with path.open("wb") as file:
+            file.writelines(self._backup.read(artifact))
+        return path
+
+    def _must_equal(self, differences: list[str]) -> None:
+        if differences:
+            raise RestoreDiffers(
+                f"What was restored of {self._backup.manifest.id} is not what was backed up: {'; '.join(differences[:5])}"
+                + (f"; and {len(differences) - 5} more." if len(differences) > 5 else "."),  # noqa: PLR2004
+                mend="Do not use it. Restore from another backup, and keep this one for whoever looks into it.",
+            )
+
+    def _execute(self, script: Iterable[str]) -> None:
+        """Run statements one by one on the server's maintenance database. They may hold passwords: none is repeated."""
+        with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+            for statement in script:
+                try:
+                    session.execute(statement.encode())
+                except psycopg.Error as error:
+                    raise BackupError(
+                        f"{' '.join(statement.split()[:3])} … was refused by {self._server.host}:{self._server.port}: "
+                        f"{error.diag.message_primary or type(error).__name__}.",
+                        mend="Restore with a superuser's login, into a server that has what the source had.",
+                    ) from None
+
+    def _run(self, *argv: str) -> str:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BackupError(
+                f"{Path(argv[0]).name} failed: {done.stderr.strip()}",
+                mend="Check that its version is the dump's or newer.",
+            )
+        return done.stdout
+
+    def _drop(self) -> None:
+        """Remove the scratch database. When that fails too, its name says what it is, and the reaper finds it."""
+        try:
+            self._execute([f"DROP DATABASE IF EXISTS {_quoted(self._scratch_name)} WITH (FORCE)"])
+        except BackupError as failure:
+            log.warning("The scratch database %s could not be dropped: %s", self._scratch_name, failure)
+
+
+def statements(script: str) -> Iterator[str]:
+    """The statements of a script that pg_dump or pg_dumpall wrote, without comments and psql's own commands.
+
+    A statement ends with a line that ends in a semicolon outside of quotes.
+    """
+    lines: list[str] = []
+    for line in script.splitlines():
+        if not lines and (not line.strip() or line.startswith(("--", "\\"))):
+            continue
+        lines.append(line)
+        statement = "\n".join(lines)
+        if line.endswith(";") and statement.count("'") % 2 == 0 and statement.count('"') % 2 == 0:
+            yield statement
+            lines = []
+    if lines:
+        raise BackupError(
+            "The dump of the roles or of the database ends within a statement.", mend="Use another backup."
+        )
+
+
+def _exists(server: DatabaseLogin, name: str) -> bool:
+    with server.connect(application_name=APPLICATION, autocommit=True) as session:
+        return session.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None
+
+
+def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> PostgresTools:
+    """pg_restore is never older than the pg_dump that wrote, nor than the server it restores into."""
+    with server.connect(application_name=APPLICATION, autocommit=True) as session:
+        return find_tools(max(session.info.server_version // 10_000, backup.manifest.database.tools))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _unquoted(identifier: str) -> str:
+    return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier

@@ -1,0 +1,126 @@
+"""Which backups there are: one flat listing of signed manifests, and nothing else is asked (law 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from include.errors import BackupError
+from include.pipeline.keys import Keyring
+from include.pipeline.store import Bucket, ObjectExists, ObjectMissing, ObjectVersion
+from include.repository.layout import MANIFESTS, BackupId, BackupType
+from include.repository.manifest import Manifest, ManifestRefused
+
+_READS_AT_ONCE = 16
+
+
+class NoSuchBackup(BackupError):
+    """A backup that was never committed, or was deleted."""
+
+
+class AlreadyCommitted(BackupError):
+    """Another try of the same backup committed first; that one is the backup."""
+
+    def __init__(self, winner: Manifest) -> None:
+        super().__init__(
+            f"{winner.id} was committed by attempt {winner.attempt}.",
+            mend="Nothing is to be done: that one is the backup.",
+        )
+        self.winner = winner
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One manifest as the listing found it: its content, or why it was refused."""
+
+    key: str
+    manifest: Manifest | None
+    refused: str | None
+
+
+class Catalog:
+    """The committed backups of one bucket, read with one keyring.
+
+    The *oldest* version of a manifest is the backup: a store that ignores `If-None-Match` keeps a late writer's copy as a
+    newer version, and that changes nothing.
+    """
+
+    def __init__(self, bucket: Bucket, keyring: Keyring) -> None:
+        self.bucket, self.keyring = bucket, keyring
+
+    def entries(self, type_: BackupType | None = None) -> list[Entry]:
+        """Every manifest, oldest consistency point first and refused ones last; one that is refused never hides the others."""
+        prefix = f"{MANIFESTS}{type_}/" if type_ else MANIFESTS
+        with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="catalog") as pool:
+            entries = list(pool.map(self._entry, _oldest(self.bucket.versions(prefix))))
+        return sorted(
+            entries,
+            key=lambda entry: (
+                entry.manifest is None,
+                entry.manifest.consistency_point.time.timestamp() if entry.manifest else 0,
+                entry.key,
+            ),
+        )
+
+    def get(self, backup: BackupId) -> Manifest:
+        """One backup's manifest; raises `NoSuchBackup` or `ManifestRefused`."""
+        try:
+            stored = self.bucket.read_oldest(backup.manifest_key)
+        except ObjectMissing:
+            raise NoSuchBackup(
+                f"{backup} is not in {self.bucket}.",
+                mend="`python -m include.cli list` shows what is; an unfinished run commits nothing.",
+            ) from None
+        return Manifest.open(stored, self.keyring, key=backup.manifest_key)
+
+    def find(self, backup: BackupId) -> Manifest | None:
+        """One backup's manifest, or None when it was never committed; raises `ManifestRefused`."""
+        try:
+            return self.get(backup)
+        except NoSuchBackup:
+            return None
+
+    def latest(self, type_: BackupType) -> Manifest:
+        """The backup of that type with the newest consistency point; raises `NoSuchBackup`, or `ManifestRefused` for a forged one."""
+        entries = self.entries(type_)
+        genuine = [entry.manifest for entry in entries if entry.manifest is not None]
+        if not genuine:
+            raise NoSuchBackup(
+                f"{self.bucket} holds no {type_} backup that this keyring can prove.",
+                mend=f"Run the {type_}_backup DAG first.",
+            )
+        return genuine[-1]
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Make the backup exist. The first manifest written for an id wins; raises `AlreadyCommitted` with the winner otherwise."""
+        key = manifest.backup.manifest_key
+        sealed = manifest.sealed(self.keyring)
+        try:
+            self.bucket.create(key, sealed)
+        except ObjectExists:
+            raise AlreadyCommitted(self.get(manifest.backup)) from None
+        winner = self.get(manifest.backup)
+        if winner.attempt != manifest.attempt:
+            raise AlreadyCommitted(winner)
+        return winner
+
+    def _entry(self, version: ObjectVersion) -> Entry:
+        try:
+            stored = self.bucket.read(version.key, version_id=version.version_id)
+            return Entry(version.key, Manifest.open(stored, self.keyring, key=version.key), None)
+        except ManifestRefused as refused:
+            return Entry(version.key, None, str(refused))
+
+
+def _oldest(versions: Iterator[ObjectVersion]) -> Iterator[ObjectVersion]:
+    """The first version ever written of each key. A key whose versions are all gone is not yielded."""
+    last: ObjectVersion | None = None
+    for version in versions:
+        if version.deleted:
+            continue
+        if last is not None and last.key != version.key:
+            yield last
+        last = version
+    if last is not None:
+        yield last

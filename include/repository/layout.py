@@ -1,0 +1,92 @@
+"""Names and keys: what a backup is called and where each of its objects lies (`docs/format.md`, *Layout*)."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, Self, cast, get_args
+
+from include.errors import BackupError
+
+BackupType = Literal["full", "incremental", "snapshot"]
+BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
+
+_SCHEDULED = re.compile(r"(?P<type>[a-z]+)-(?P<stamp>\d{8}T\d{6}Z)")
+_MANUAL = re.compile(r"(?P<type>[a-z]+)-manual-(?P<stamp>\d{8}T\d{6}\.\d{6}Z)")
+_SCHEDULED_STAMP, _MANUAL_STAMP = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
+
+
+class NotABackupId(BackupError):
+    """Text that no backup is called."""
+
+
+@dataclass(frozen=True, order=True)
+class BackupId:
+    """The name of a schedule slot: type and end of the data interval, or type and moment of a manual run.
+
+    It is only a name: order, retention and recovery go by the consistency point's time.
+    """
+
+    type: BackupType
+    moment: datetime
+    manual: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`full-20261122T000000Z` or `full-manual-20261122T103712.123456Z`; raises `NotABackupId`."""
+        for pattern, stamp, manual in ((_SCHEDULED, _SCHEDULED_STAMP, False), (_MANUAL, _MANUAL_STAMP, True)):
+            found = pattern.fullmatch(text)
+            if found and found["type"] in BACKUP_TYPES:
+                try:
+                    moment = datetime.strptime(found["stamp"], stamp).replace(tzinfo=UTC)
+                except ValueError:
+                    break
+                return cls(cast(BackupType, found["type"]), moment, manual)
+        raise NotABackupId(
+            f"{text!r} is not a backup's id.",
+            mend="It looks like full-20261122T000000Z; `python -m include.cli list` shows what there is.",
+        )
+
+    def __str__(self) -> str:
+        if self.manual:
+            return f"{self.type}-manual-{self.moment.astimezone(UTC).strftime(_MANUAL_STAMP)}"
+        return f"{self.type}-{self.moment.astimezone(UTC).strftime(_SCHEDULED_STAMP)}"
+
+    @property
+    def manifest_key(self) -> str:
+        """Where the manifest that commits this backup lies."""
+        return f"{MANIFESTS}{self.type}/{self}.json"
+
+    def attempt_prefix(self, attempt: str) -> str:
+        """Where everything that one try writes lies, but for packs, keys and the manifest."""
+        return f"{self.type}/{self.moment.astimezone(UTC):%Y/%m/%d}/{self}/{attempt}/"
+
+
+MANIFESTS = "manifests/"
+
+
+def new_attempt() -> str:
+    """A name that no other try has: 64 random bits. With an id it stays below PostgreSQL's 63 bytes for a name."""
+    return secrets.token_hex(8)
+
+
+def new_pack_id() -> str:
+    """A name that no other pack has: 128 random bits."""
+    return secrets.token_hex(16)
+
+
+def pack_key(pack_id: str) -> str:
+    """Where a pack lies."""
+    return f"packs/{pack_id}"
+
+
+def envelope_prefix(owner: str, attempt: str) -> str:
+    """Under which every wrap of one data key lies: one object a key-encryption key."""
+    return f"keys/{owner}/{attempt}/"
+
+
+def envelope_key(owner: str, attempt: str, kek_id: str) -> str:
+    """Where one wrap of a data key lies."""
+    return f"{envelope_prefix(owner, attempt)}{kek_id}.json"

@@ -1,0 +1,272 @@
+"""The manifest: the signed document that *is* a backup (`docs/format.md`, *Manifest*)."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, Literal, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from include.errors import BackupError
+from include.pipeline.artifacts import ArtifactPlace, Segment, Written
+from include.pipeline.canonical import canonical_json
+from include.pipeline.keys import Keyring, KeyringError
+from include.pipeline.sealing import Measure
+from include.repository.layout import BackupId, BackupType
+
+FORMAT = 1
+
+
+class ManifestRefused(BackupError):
+    """A manifest that is not genuine, or not one this version reads."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StoredSegment(_Frozen):
+    """One sealed stream of an artifact. Sizes in bytes, digests in hex."""
+
+    key: str
+    raw_bytes: int
+    raw_sha256: str
+    stored_bytes: int
+    stored_sha256: str
+
+
+class Artifact(_Frozen):
+    """One stream of the backup: a row of segments. `attempt` is the try that wrote it."""
+
+    name: str
+    component: str
+    retention_class: str
+    attempt: str
+    segments: tuple[StoredSegment, ...]
+    milliseconds: int
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes before compression."""
+        return sum(segment.raw_bytes for segment in self.segments)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the bucket."""
+        return sum(segment.stored_bytes for segment in self.segments)
+
+    def place(self, backup: BackupId) -> ArtifactPlace:
+        """Where the streams of this artifact belong."""
+        return artifact_place(
+            backup, self.attempt, self.name, component=self.component, retention_class=self.retention_class
+        )
+
+    def as_written(self) -> tuple[Segment, ...]:
+        """The segments as the pipeline reads them."""
+        return tuple(
+            Segment(item.key, Measure(item.raw_bytes, item.raw_sha256, item.stored_bytes, item.stored_sha256))
+            for item in self.segments
+        )
+
+
+class Pack(_Frozen):
+    """One pack of objects that this backup reads from. It has its own data key; `attempt` is the try that wrote it."""
+
+    id: str
+    component: str
+    retention_class: str
+    attempt: str
+    members: int
+    raw_bytes: int
+    stored_bytes: int
+    stored_sha256: str
+
+
+class Slot(_Frozen):
+    """The data interval that a scheduled run stands for."""
+
+    start: AwareDatetime
+    end: AwareDatetime
+
+
+class ConsistencyPoint(_Frozen):
+    """One moment across database, objects and configuration."""
+
+    time: AwareDatetime
+    lsn: str
+    restore_point: str
+    objects_as_of: AwareDatetime
+    configuration_commit: str
+
+
+class WriteStop(_Frozen):
+    """How long writers were kept waiting, in microseconds: from the request of the locks, and from their grant, to their release."""
+
+    requested_us: int
+    held_us: int
+
+
+class DatabaseSummary(_Frozen):
+    """What the database was; the rows and digests of each table are in the artifact `database/inventory.json`.
+
+    `server_version` is as in 180006, `tools` the major version of the pg_dump that wrote.
+    """
+
+    name: str
+    server_version: int
+    system_identifier: str
+    timeline: int
+    tools: int
+    tables: int
+    rows: int
+
+
+class ObjectsSummary(_Frozen):
+    """How much of the object store is in the backup; each object is in its component's index."""
+
+    bucket: str
+    objects: int
+    raw_bytes: int
+
+
+class ConfigurationSummary(_Frozen):
+    """What the configuration was."""
+
+    branch: str | None
+    files: int
+
+
+class Cost(_Frozen):
+    """What making it took: milliseconds of wall and CPU, bytes of memory."""
+
+    milliseconds: int
+    cpu_milliseconds: int
+    peak_memory_bytes: int
+
+
+class Manifest(_Frozen):
+    """Everything a restore needs to know, except the keys. Written last; it commits the backup.
+
+    It holds no floating-point number: its canonical JSON, which is signed, is then the same in every language.
+    """
+
+    format: Literal[1] = 1
+    id: str
+    type: BackupType
+    attempt: str
+    slot: Slot | None
+    started: AwareDatetime
+    finished: AwareDatetime
+    consistency_point: ConsistencyPoint
+    write_stop: WriteStop
+    database: DatabaseSummary
+    objects: ObjectsSummary
+    configuration: ConfigurationSummary
+    artifacts: tuple[Artifact, ...]
+    packs: tuple[Pack, ...]
+    cost: Cost
+    warnings: tuple[str, ...]
+
+    @property
+    def backup(self) -> BackupId:
+        """The parsed id."""
+        return BackupId.parse(self.id)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the sources."""
+        return sum(artifact.raw_bytes for artifact in self.artifacts) + sum(pack.raw_bytes for pack in self.packs)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the bucket."""
+        return sum(artifact.stored_bytes for artifact in self.artifacts) + sum(pack.stored_bytes for pack in self.packs)
+
+    def artifact(self, name: str) -> Artifact:
+        """One artifact by name; raises `ManifestRefused`."""
+        for artifact in self.artifacts:
+            if artifact.name == name:
+                return artifact
+        raise ManifestRefused(
+            f"{self.id} has no artifact {name!r}.",
+            mend=f"It has: {', '.join(artifact.name for artifact in self.artifacts)}.",
+        )
+
+    def sealed(self, keyring: Keyring) -> bytes:
+        """The signed document, as it is stored."""
+        document = self.model_dump(mode="json")
+        return canonical_json({**document, "signature": keyring.sign(document)})
+
+    @classmethod
+    def open(cls, stored: bytes, keyring: Keyring, *, key: str) -> Self:
+        """Parse and prove a stored manifest; raises `ManifestRefused`, naming the object `key`."""
+        try:
+            document: dict[str, Any] = json.loads(stored)
+            signature = document.pop("signature")
+        except (ValueError, KeyError, AttributeError, TypeError):
+            raise ManifestRefused(
+                f"{key} is not a signed manifest.", mend="Compare it with the replica's copy."
+            ) from None
+        try:
+            keyring.check(document, signature)
+        except KeyringError as refused:
+            raise ManifestRefused(f"{key} is refused. {refused.what}", mend=refused.mend) from refused
+        if document.get("format") != FORMAT:
+            raise ManifestRefused(
+                f"{key} has format {document.get('format')!r}, and this version reads format {FORMAT}.",
+                mend="Use the version that wrote it.",
+            )
+        try:
+            manifest = cls.model_validate(document)
+        except ValidationError as invalid:
+            raise ManifestRefused(
+                f"{key} is signed, and is not a manifest of format {FORMAT}: {invalid.error_count()} fields do not fit.",
+                mend="Use the version that wrote it.",
+            ) from None
+        if manifest.backup.manifest_key != key:
+            raise ManifestRefused(
+                f"{key} holds the manifest of {manifest.id}: it was moved here.",
+                mend="Do not restore from it; restore from the id that it is.",
+            )
+        return manifest
+
+
+def artifact_place(backup: BackupId, attempt: str, name: str, *, component: str, retention_class: str) -> ArtifactPlace:
+    """Where an artifact of an attempt belongs, and the context that binds its streams to that place."""
+    return ArtifactPlace(
+        prefix=backup.attempt_prefix(attempt) + name,
+        context={
+            "backup": str(backup),
+            "attempt": attempt,
+            "artifact": name,
+            "component": component,
+            "retention_class": retention_class,
+        },
+    )
+
+
+def describe(written: Written, name: str, *, component: str, retention_class: str, attempt: str) -> Artifact:
+    """The manifest's entry for an artifact that the pipeline wrote."""
+    return Artifact(
+        name=name,
+        component=component,
+        retention_class=retention_class,
+        attempt=attempt,
+        segments=tuple(
+            StoredSegment(
+                key=segment.key,
+                raw_bytes=segment.measure.raw_bytes,
+                raw_sha256=segment.measure.raw_sha256,
+                stored_bytes=segment.measure.stored_bytes,
+                stored_sha256=segment.measure.stored_sha256,
+            )
+            for segment in written.segments
+        ),
+        milliseconds=round(written.seconds * 1000),
+    )
+
+
+def moment_text(moment: datetime) -> str:
+    """A moment as people read it: UTC, to the second."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")

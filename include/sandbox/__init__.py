@@ -1,0 +1,1 @@
+"""The embedded default: local servers and a small Synapse application with real data."""

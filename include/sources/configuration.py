@@ -1,0 +1,140 @@
+"""The configuration repository: every ref as of the consistency point, as a git bundle, and the files beside it (R2.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from include.errors import BackupError
+
+_GIT_SECONDS = 60
+
+
+class ConfigurationError(BackupError):
+    """The configuration repository cannot be read."""
+
+
+@dataclass(frozen=True)
+class ConfigurationPoint:
+    """What the repository said at one moment: the commit, the branch that was checked out, and where each ref stood."""
+
+    commit: str
+    branch: str | None
+    refs: dict[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A checkout of the configuration, read and never written."""
+
+    checkout: Path
+
+    def point(self) -> ConfigurationPoint:
+        """Where HEAD and every ref stand now; milliseconds. Raises `ConfigurationError`."""
+        refs: dict[str, str] = {}
+        branch: str | None = None
+        # One process, so one moment: the branch that is checked out and the refs cannot disagree.
+        for line in self._git("for-each-ref", "--format=%(HEAD) %(objectname) %(refname)").splitlines():
+            head, commit, ref = line[0], *line[2:].split(" ", 1)
+            refs[ref] = commit
+            if head == "*":
+                branch = ref
+        commit = refs[branch] if branch else self._git("rev-parse", "--verify", "HEAD^{commit}").strip()
+        return ConfigurationPoint(commit=commit, branch=branch, refs=refs)
+
+    @contextlib.contextmanager
+    def bundle_command(self, point: ConfigurationPoint, scratch: Path) -> Iterator[list[str]]:
+        """The command that writes a bundle of exactly `point` to its standard output.
+
+        The refs are laid out in an empty repository that borrows the checkout's objects: the checkout itself is never
+        written to, and what was committed since the point stays out.
+        """
+        with tempfile.TemporaryDirectory(prefix="configuration-", dir=scratch) as directory:
+            mirror = Path(directory) / "mirror.git"
+            _run("git", "init", "--quiet", "--bare", "--initial-branch=synapse-backups-none", str(mirror))
+            objects = Path(self._git("rev-parse", "--git-path", "objects").strip())
+            (mirror / "objects/info/alternates").write_text(f"{(self.checkout / objects).resolve()}\n")
+            updates = "".join(f"create {ref} {commit}\n" for ref, commit in point.refs.items())
+            _run("git", f"--git-dir={mirror}", "update-ref", "--stdin", feed=updates)
+            if point.branch:
+                _run("git", f"--git-dir={mirror}", "symbolic-ref", "HEAD", point.branch)
+            else:
+                _run("git", f"--git-dir={mirror}", "update-ref", "--no-deref", "HEAD", point.commit)
+            yield ["git", f"--git-dir={mirror}", "bundle", "create", "--quiet", "-", "--all", "HEAD"]
+
+    def files(self, globs: Sequence[str]) -> list[Path]:
+        """The files that the globs name below the checkout, sorted, relative to it. A symbolic link is one too."""
+        found = {path for glob in globs for path in self.checkout.glob(glob) if path.is_symlink() or path.is_file()}
+        return sorted(path.relative_to(self.checkout) for path in found)
+
+    def tar(self, files: Sequence[Path]) -> Iterator[bytes]:
+        """The files as a POSIX tar, with their modes and times, without the names of their owners."""
+        sink = _Collected()
+        with tarfile.open(mode="w|", fileobj=sink, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+            for file in files:
+                archive.add(self.checkout / file, arcname=str(file), recursive=False, filter=_anonymous)
+                yield from sink.drain()
+        yield from sink.drain()
+
+    def _git(self, *arguments: str) -> str:
+        # A worker is often not the owner of the checkout: git would refuse it, and reading is all that is done here.
+        return _run("git", "-c", f"safe.directory={self.checkout.resolve()}", "-C", str(self.checkout), *arguments)
+
+
+class _Collected:
+    """A file for `tarfile` to write to, emptied as it fills."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def drain(self) -> Iterator[bytes]:
+        pieces, self._pieces = self._pieces, []
+        yield from pieces
+
+
+def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
+    """Unpack a tar of `Configuration.tar` below `directory`; returns what it held. Nothing can land outside (PEP 706)."""
+    with tarfile.open(mode="r|", fileobj=tar) as archive:
+        names = []
+        for member in archive:
+            archive.extract(member, directory, filter="data")
+            # PEP 706's filter widens an owner's rights and narrows nobody's: a secret keeps the mode that it had.
+            if member.isfile():
+                (directory / member.name).chmod(member.mode & 0o777)
+            names.append(Path(member.name))
+        return names
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def _run(*argv: str, feed: str | None = None) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            argv, input=feed, capture_output=True, text=True, timeout=_GIT_SECONDS, env=environment, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigurationError(
+            f"git could not be run: {error}.", mend="Install git, and look at the repository's disk."
+        ) from None
+    if done.returncode:
+        raise ConfigurationError(
+            f"`git {' '.join(argv[1:4])} …` failed: {done.stderr.strip() or 'it said nothing'}",
+            mend="Check that the path is a git checkout that this user may read.",
+        )
+    return done.stdout

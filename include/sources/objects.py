@@ -1,0 +1,253 @@
+"""The application's object store: every object as of the consistency point, by version (R2.2).
+
+AWS keeps whole seconds. As of second *t* means: created in *t* is included, deleted in *t* is ignored. An object that the
+database names is taken even when it is younger, so that what is restored together belongs together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from itertools import groupby
+from queue import Empty, Queue
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from include.errors import BackupError
+from include.pipeline.keys import Keyring
+from include.pipeline.progress import Progress
+from include.pipeline.store import Bucket, ObjectVersion
+from include.policy import Component, Pipeline
+from include.repository.manifest import Pack
+from include.repository.packs import Member, PackWriter
+
+_WAITING_ENTRIES = 1024
+
+
+class NotVersioned(BackupError):
+    """A source bucket that does not keep versions: its past cannot be read."""
+
+
+class IndexEntry(BaseModel):
+    """One object of a backup: what it was called, its headers, and the members of packs that hold it, in order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    version_id: str
+    modified: AwareDatetime
+    etag: str
+    size: int
+    sha256: str
+    headers: dict[str, str]
+    metadata: dict[str, str]
+    tags: dict[str, str]
+    members: tuple[Member, ...]
+
+
+KEPT_HEADERS = ("ContentType", "ContentEncoding", "ContentLanguage", "ContentDisposition", "CacheControl")
+"""The headers an object is restored with, as boto3 spells them."""
+
+
+def objects_as_of(
+    versions: Iterable[ObjectVersion], moment: datetime, *, named: frozenset[str] = frozenset()
+) -> Iterator[ObjectVersion]:
+    """Of a listing by key, newest first: the version of each object as of the second of `moment`.
+
+    An object that did not exist then, and is `named` by the database, is its oldest version after that moment.
+    """
+    second = moment.replace(microsecond=0)
+    for key, history in groupby(versions, key=lambda version: version.key):
+        later: ObjectVersion | None = None
+        for version in history:
+            created = version.modified.replace(microsecond=0)
+            if created > second or (version.deleted and created == second):
+                later = version if not version.deleted else later
+                continue
+            if not version.deleted:
+                yield version
+                break
+            if later is not None and key in named:
+                yield later
+            break
+        else:
+            if later is not None and key in named:
+                yield later
+
+
+def component_of(key: str, components: Sequence[Component], unclassified: Component) -> Component:
+    """The component whose prefix the key has; the one that takes what nobody named otherwise."""
+    for component in components:
+        if key.startswith(component.prefixes):
+            return component
+    return unclassified
+
+
+def list_component(
+    source: Bucket, component: Component, moment: datetime, *, named: frozenset[str], classified: Sequence[Component]
+) -> Iterator[ObjectVersion]:
+    """The objects of one component as of `moment`; a component without prefixes is everything that no other one has."""
+    if component.prefixes:
+        for prefix in component.prefixes:
+            yield from objects_as_of(source.versions(prefix), moment, named=named)
+    else:
+        rest = (
+            version for version in source.versions("") if component_of(version.key, classified, component) is component
+        )
+        yield from objects_as_of(rest, moment, named=named)
+
+
+class PackedComponent:
+    """Packs one component's objects, and tells its index as it goes.
+
+    Iterate it once: the entries come in the order in which their objects are done. When the iteration ends, every pack is
+    durable and `packs`, `objects`, `raw_bytes` and `named` (those of `named` that were found) are complete; any failure is raised from the iteration.
+    """
+
+    def __init__(
+        self,
+        versions: Iterator[ObjectVersion],
+        *,
+        source: Bucket,
+        bucket: Bucket,
+        keyring: Keyring,
+        component: Component,
+        named: frozenset[str],
+        attempt: str,
+        policy: Pipeline,
+        progress: Progress,
+    ) -> None:
+        self._versions, self._source, self._bucket, self._keyring = versions, source, bucket, keyring
+        self._component, self._attempt, self._policy, self._progress = component, attempt, policy, progress
+        self._lock = threading.Lock()
+        self._failed = threading.Event()
+        self._done: Queue[IndexEntry | BaseException | None] = Queue(_WAITING_ENTRIES)
+        self.packs: list[Pack] = []
+        self._named = named
+        self.objects = self.raw_bytes = 0
+        self.named: set[str] = set()
+
+    def __iter__(self) -> Iterator[IndexEntry]:
+        workers = [
+            threading.Thread(target=self._work, name=f"pack-{n}", daemon=True)
+            for n in range(self._policy.parts_in_flight)
+        ]
+        with ExitStack() as stack:
+            stack.callback(self._stop, workers)
+            for worker in workers:
+                worker.start()
+            running = len(workers)
+            while running:
+                entry = self._done.get()
+                if isinstance(entry, BaseException):
+                    raise entry
+                if entry is None:
+                    running -= 1
+                    continue
+                self.objects += 1
+                self.raw_bytes += entry.size
+                if entry.key in self._named:
+                    self.named.add(entry.key)
+                yield entry
+
+    def _stop(self, workers: list[threading.Thread]) -> None:
+        """Let no worker outlive the iteration, whichever way it ended: one that waits to hand over is let go."""
+        self._failed.set()
+        for worker in workers:
+            while worker.is_alive():
+                try:
+                    self._done.get(timeout=0.05)
+                except Empty:
+                    worker.join(timeout=0.05)
+
+    def _work(self) -> None:
+        try:
+            with PackWriter(
+                self._bucket,
+                self._keyring,
+                component=self._component.name,
+                retention_class=self._component.retention_class,
+                attempt=self._attempt,
+                policy=self._policy,
+                progress=self._progress,
+            ) as writer:
+                while (version := self._next()) is not None and not self._failed.is_set():
+                    self._done.put(_pack(version, self._source, writer))
+                if not self._failed.is_set():
+                    writer.close()
+                    with self._lock:
+                        self.packs.extend(writer.packs)
+        except BaseException as failure:
+            self._done.put(failure)
+        else:
+            self._done.put(None)
+
+    def _next(self) -> ObjectVersion | None:
+        with self._lock:
+            return next(self._versions, None)
+
+
+def index_lines(entries: Iterable[IndexEntry]) -> Iterator[bytes]:
+    """The index as it is stored: one JSON object a line."""
+    for entry in entries:
+        yield entry.model_dump_json().encode() + b"\n"
+
+
+def parse_index(raw: Iterable[bytes]) -> Iterator[IndexEntry]:
+    """The entries of a stored index, one at a time."""
+    rest = b""
+    for chunk in raw:
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield IndexEntry.model_validate_json(line)
+    if rest:
+        yield IndexEntry.model_validate_json(rest)
+
+
+def require_versions(source: Bucket) -> None:
+    """Raise `NotVersioned` unless the bucket keeps versions."""
+    if not source.is_versioned():
+        raise NotVersioned(
+            f"{source} keeps no versions: what an object was at the consistency point cannot be read.",
+            mend=f"Switch versioning on: aws s3api put-bucket-versioning --bucket {source.name} --versioning-configuration Status=Enabled",
+        )
+
+
+def _pack(version: ObjectVersion, source: Bucket, writer: PackWriter) -> IndexEntry:
+    answer, content = source.open_version(version.key, version_id=version.version_id, etag=version.etag)
+    digest, size = hashlib.sha256(), 0
+
+    def digested() -> Iterator[bytes]:
+        nonlocal size
+        for chunk in content:
+            digest.update(chunk)
+            size += len(chunk)
+            yield chunk
+
+    members = writer.add(digested())
+    if size != version.size:
+        raise BackupError(
+            f"{source}/{version.key} (version {version.version_id}) has {size} bytes where {version.size} were listed.",
+            mend="The run is retried; if it fails again, look at that object.",
+        )
+    return IndexEntry(
+        key=version.key,
+        version_id=version.version_id,
+        modified=version.modified,
+        etag=version.etag,
+        size=size,
+        sha256=digest.hexdigest(),
+        headers={name: answer[name] for name in KEPT_HEADERS if answer.get(name)},
+        metadata=dict(answer.get("Metadata", {})),
+        tags=_tags(source, version, answer),
+        members=members,
+    )
+
+
+def _tags(source: Bucket, version: ObjectVersion, answer: Any) -> dict[str, str]:
+    """The object's tags: asked for only where the store says that there are some."""
+    return source.tags(version.key, version_id=version.version_id) if answer.get("TagCount") else {}

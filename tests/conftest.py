@@ -1,0 +1,64 @@
+"""Real servers for the tests, each started once a session."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sandbox.server import terminated_like_interrupted
+
+
+@pytest.fixture(scope="session")
+def sandbox_directory() -> Iterator[Path]:
+    """A directory for servers, removed at the end.
+
+    It is not under pytest's own, which only its owner may pass: as root, PostgreSQL runs as somebody else.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="synapse-backups-tests-"))
+    directory.chmod(0o711)
+    with terminated_like_interrupted():
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def postgres18(sandbox_directory: Path) -> Iterator[PostgresServer]:
+    """PostgreSQL 18, from the embedded wheel."""
+    with PostgresServer(sandbox_directory / "postgres18", major=18, durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres15(sandbox_directory: Path) -> Iterator[PostgresServer]:
+    """PostgreSQL 15, Debian's (the packages `postgresql-15` and `postgresql-contrib`)."""
+    with PostgresServer(sandbox_directory / "postgres15", major=15, durable=False) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_primary(sandbox_directory: Path) -> Iterator[S3Server]:
+    """The region that backups go to (R3.1)."""
+    with S3Server(sandbox_directory / "s3-primary", region="eu-west-1") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_replica(sandbox_directory: Path) -> Iterator[S3Server]:
+    """The region that backups are copied to (R3.2), on a server of its own."""
+    with S3Server(sandbox_directory / "s3-replica", region="us-east-1") as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_primary: S3Server) -> str:
+    """The name of a fresh, versioned bucket on `s3_primary`."""
+    return s3_primary.create_bucket(f"bucket-{secrets.token_hex(8)}")
