@@ -182,5 +182,7 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
     teardowns = [executed.resume_writes, remove]
     verified.group >> remove
     [*verified.proofs, *teardowns] >> success
-    for task in (*prepared.group, *executed.group, *verified.group, remove):
-        task >> [alert, watcher]
+    work = [*prepared.group, *executed.group, *verified.group, remove]
+    # A set-up may be followed by ALL_SUCCESS only; that it failed shows in the task after it.
+    [task for task in work if not task.is_setup] >> alert
+    [task for task in work if not task.is_setup] >> watcher

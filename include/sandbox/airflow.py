@@ -224,12 +224,17 @@ class AirflowClient:
         self._http.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
 
     def unpause(self, dag_id: str, *, within: float = 60.0) -> None:
-        """Let a DAG run, once its file has been read. Its latest slot is then scheduled at once."""
+        """Let a DAG run, once its file has been read. Its latest slot is then scheduled at once.
+
+        Raises `BackupError` when Airflow cannot read a file.
+        """
         for _ in polls(within, f"the DAG {dag_id}"):
             answer = self._http.patch(_path("dags", dag_id), json={"is_paused": False})
             if answer.status_code != httpx.codes.NOT_FOUND:
                 _accepted(answer)
                 return
+            if errors := self.import_errors():
+                raise BackupError(f"DAG files cannot be read: {errors}", mend="Mend them.")
 
     def trigger(
         self,

@@ -76,6 +76,7 @@ def _postgres(login: DatabaseLogin) -> Mapping[str, object]:
 
 def _bucket(server: S3Server, name: str) -> Mapping[str, object]:
     credentials = server.session().get_credentials()
+    assert credentials is not None  # noqa: S101 - the server's own root key
     return {
         "conn_type": "aws",
         "login": credentials.access_key,

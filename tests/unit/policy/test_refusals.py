@@ -254,9 +254,28 @@ def test_a_wrong_value_is_refused_with_its_line_and_mend(name: str, edited: Edit
     assert f"\n{file}:{line}: {wrong.where}: {problem.what} {problem.mend}" in str(error)
 
 
-def test_the_shipped_policy_and_a_small_segment_pass(edited: Edit) -> None:
+def test_the_shipped_policy_passes_unedited(edited: Edit) -> None:
     assert load_policy(edited()) == load_policy()
-    assert load_policy(edited(("segment_bytes: 256 MB", "segment_bytes: 64 KiB"))).pipeline.segment_bytes == 65536
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("segment_bytes: 256 MB", "segment_bytes: 64 KiB"),
+        ("part_bytes: 16 MiB", "part_bytes: 5 MiB"),
+        ("part_bytes: 16 MiB", "part_bytes: 256 MB"),
+        ("statement_timeout: 5 s", "statement_timeout: 1 s"),
+        ("rpo_files: 90 min", "rpo_files: 1 hour"),
+        ("rpo_alert: 45 min", "rpo_alert: 3599 s"),
+        ("deadlock_timeout: 20 ms", "deadlock_timeout: 999 ms"),
+        ("progress_every: 5 s", "progress_every: 299 s"),
+        ("shipped_within: 1 min", "shipped_within: 44 min"),
+        ("public_keys_kept: 7 years", "public_keys_kept: 8 years"),
+        ("transition_after: 90 days", "transition_after: 364 days"),
+    ],
+)
+def test_what_is_just_allowed_passes(old: str, new: str, edited: Edit) -> None:
+    assert load_policy(edited((old, new))) != load_policy()
 
 
 @pytest.mark.parametrize(

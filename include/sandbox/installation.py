@@ -1,0 +1,171 @@
+"""A whole installation on the sandbox's servers: a seeded Synapse, the logins with the least grants, buckets, a keyring."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from psycopg import sql
+
+from include.backup.application import Application
+from include.pipeline.keys import KEYRING_VARIABLE, Keyring
+from include.pipeline.store import Bucket
+from include.repository.catalog import Catalog
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sandbox.synapse import Synapse
+from include.sources import postgres as postgres_source
+from include.sources.configuration import Configuration
+from include.sources.postgres.login import DatabaseLogin
+
+GRANTS = Path(postgres_source.__file__).with_name("grants.sql")
+FILES, BACKUPS, REPLICA = "synapse-files", "synapse-backups", "synapse-backups-dr"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """Synapse and its backups, on servers that somebody else started and stops."""
+
+    postgres: PostgresServer
+    primary: S3Server
+    replica: S3Server
+    synapse: Synapse
+    barrier: DatabaseLogin
+    dump: DatabaseLogin
+    keyring: Path
+    backups: str
+    replica_backups: str
+
+    @classmethod
+    def make(
+        cls,
+        directory: Path,
+        *,
+        postgres: PostgresServer,
+        primary: S3Server,
+        replica: S3Server,
+        suffix: str = "",
+        scale: float = 1.0,
+    ) -> Self:
+        """Create the buckets, seed Synapse, run `grants.sql`, write a keyring below `directory`.
+
+        `suffix` keeps several installations on the same servers apart.
+        """
+        synapse = Synapse(
+            postgres.superuser,
+            primary.client(),
+            primary.create_bucket(FILES + suffix),
+            directory / "configuration",
+            name="synapse" + suffix,
+        )
+        synapse.seed(scale=scale)
+        barrier, dump = _grant(synapse.database)
+        keyring = directory / "keyring.json"
+        Keyring.create(keyring)
+        return cls(
+            postgres=postgres,
+            primary=primary,
+            replica=replica,
+            synapse=synapse,
+            barrier=barrier,
+            dump=dump,
+            keyring=keyring,
+            backups=primary.create_bucket(BACKUPS + suffix),
+            replica_backups=replica.create_bucket(REPLICA + suffix),
+        )
+
+    def application(self) -> Application:
+        """What is backed up, as the engine takes it."""
+        return Application(
+            barrier=self.barrier,
+            dump=self.dump,
+            objects=self._bucket(self.primary, self.synapse.bucket),
+            configuration=Configuration(self.synapse.configuration),
+        )
+
+    def catalog(self) -> Catalog:
+        """The backups in the primary bucket."""
+        return Catalog(self._bucket(self.primary, self.backups), Keyring.load(self.keyring))
+
+    def connections(self) -> dict[str, dict[str, object]]:
+        """Airflow's connections, as `AIRFLOW_CONN_*` takes them; the same ids as in `airflow_settings.yaml`."""
+        return {
+            "synapse_database_barrier": _postgres(self.barrier),
+            "synapse_database_dump": _postgres(self.dump),
+            "synapse_database_scratch": _postgres(self.postgres.superuser),
+            "synapse_objects": _aws(self.primary, self.synapse.bucket),
+            "synapse_backups_primary": _aws(self.primary, self.backups),
+            "synapse_backups_replica": _aws(self.replica, self.replica_backups),
+            "synapse_configuration": {"conn_type": "git", "host": str(self.synapse.configuration)},
+        }
+
+    def variables(self) -> dict[str, str]:
+        """What the engine reads from the environment."""
+        return {KEYRING_VARIABLE: str(self.keyring)}
+
+    def break_glass(self) -> dict[str, str]:
+        """The variables with which the command line reaches the backups and a server to restore to."""
+        credentials = self.primary.session().get_credentials()
+        assert credentials is not None  # noqa: S101 - the sandbox's sessions are made with a key
+        server = self.postgres.superuser
+        return {
+            "AWS_ACCESS_KEY_ID": credentials.access_key,
+            "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
+            "AWS_ENDPOINT_URL": self.primary.endpoint_url,
+            "AWS_REGION": self.primary.region,
+            **self.variables(),
+            **server.environment(),
+        }
+
+    @staticmethod
+    def _bucket(server: S3Server, name: str) -> Bucket:
+        return Bucket(server.session(), name, region=server.region, endpoint_url=server.endpoint_url)
+
+
+def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, DatabaseLogin]:
+    """Run `grants.sql` in the database, and give its logins passwords; those of an earlier run are replaced."""
+    logins = [
+        DatabaseLogin(
+            host=database.host,
+            port=database.port,
+            user=f"synapse_backup_{name}",
+            password=secrets.token_urlsafe(24),
+            dbname=database.dbname,
+        )
+        for name in ("barrier", "dump")
+    ]
+    with database.connect(application_name="sandbox", autocommit=True) as session:
+        session.execute(GRANTS.read_bytes())
+        for login in logins:
+            session.execute(
+                sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), sql.Literal(login.password))
+            )
+    return logins[0], logins[1]
+
+
+def _postgres(login: DatabaseLogin) -> dict[str, object]:
+    return {
+        "conn_type": "postgres",
+        "host": login.host,
+        "port": login.port,
+        "login": login.user,
+        "password": login.password,
+        "schema": login.dbname,
+    }
+
+
+def _aws(server: S3Server, bucket: str) -> dict[str, object]:
+    credentials = server.session().get_credentials()
+    assert credentials is not None  # noqa: S101 - the sandbox's sessions are made with a key
+    return {
+        "conn_type": "aws",
+        "login": credentials.access_key,
+        "password": credentials.secret_key,
+        "extra": {
+            "region_name": server.region,
+            "endpoint_url": server.endpoint_url,
+            "service_config": {"s3": {"bucket_name": bucket}},
+        },
+    }
