@@ -1,6 +1,6 @@
-"""Which tests prove which item of docs/requirements.md: a pytest plugin that records it, and `make requirements`, which prints it.
+"""Which tests prove which item of docs/requirements.md: a pytest plugin records it, and `make requirements` prints it.
 
-A test names its items with `@pytest.mark.requirement("R4.3")`. What a whole run found is in `.test-results/requirements.json`.
+A test names its items: `@pytest.mark.requirement("R4.3")`. What runs found is in `.test-results/requirements.json`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Matrix:
                 self.items[item.nodeid] = marked
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid in self.items and (report.when == "call" or not report.passed):
-            # A failure in set-up or tear-down outweighs the call's success.
-            if self.outcomes.get(report.nodeid) != "failed":
-                self.outcomes[report.nodeid] = report.outcome
+        told = report.when == "call" or not report.passed
+        # A failure in set-up or tear-down outweighs the call's success.
+        if told and report.nodeid in self.items and self.outcomes.get(report.nodeid) != "failed":
+            self.outcomes[report.nodeid] = report.outcome
 
     def pytest_sessionfinish(self) -> None:
         recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

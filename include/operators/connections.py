@@ -35,12 +35,12 @@ def database_login(conn_id: str) -> DatabaseLogin:
 
     With extra `iam` the password is a token of RDS. Raises `ConnectionUnusable`.
     """
-    from airflow.providers.postgres.hooks.postgres import PostgresHook  # noqa: PLC0415 - half a second
-
     connection = _connection(conn_id)
     user, password, port = connection.login or "", connection.password or "", connection.port or POSTGRES_PORT
     extra = connection.extra_dejson
     if extra.get("iam"):
+        from airflow.providers.postgres.hooks.postgres import PostgresHook  # noqa: PLC0415 - half a second
+
         user, password, port = PostgresHook(postgres_conn_id=conn_id).get_iam_token(connection)
     mask_secret(password)
     return DatabaseLogin(

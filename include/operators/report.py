@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, TriggerRule
@@ -53,8 +52,7 @@ class Report(BackupStep):
             self.log.warning("Nobody can be mailed: %s", error)
             server, unusable = None, str(error)
         delivery = Notifier(run.policy.notifications.model_dump(), server).send(notification)
-        facts = asdict(delivery)
-        return facts | {"warning": unusable} if unusable else facts
+        return {"recipients": list(delivery.recipients), "warning": unusable or delivery.warning}
 
     @abstractmethod
     def notification(self, run: BackupRun, context: Context) -> Notification:
@@ -75,7 +73,7 @@ class ReportStatus(Report):
         """The backup's summary."""
         from include.monitoring.notifications import Notification  # noqa: PLC0415
 
-        facts = _facts_of(context, self.made_by)
+        facts = told(_facts_of(context, self.made_by))
         return Notification("status_update", f"{run.backup} is made and is being verified", facts)
 
 
@@ -96,7 +94,7 @@ class ReportSuccess(Report):
         from include.monitoring.notifications import Notification  # noqa: PLC0415
 
         proofs = {task.rpartition(".")[2]: _line(_facts_of(context, task)) for task in self.proved_by}
-        facts = {**_facts_of(context, self.made_by), **proofs}
+        facts = told(_facts_of(context, self.made_by)) | proofs
         return Notification("success_report", f"{run.backup} succeeded and is verified", facts)
 
 
@@ -135,9 +133,27 @@ class Watcher(BaseOperator):
         raise AirflowFailException("A task of this run failed: the run fails, whatever came after it.")
 
 
-def _facts_of(context: Context, task: str) -> Mapping[str, object]:
-    return cast("Mapping[str, object] | None", context["ti"].xcom_pull(task_ids=task)) or {}
+def told(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The summary of a backup in words, in an order of our own: XComs lose theirs."""
+    seconds = summary["seconds"]
+    speed = f", {summary['bytes_per_second'] / 1e6:.1f} MB/s" if summary.get("bytes_per_second") else ""
+    ratio = f" ({summary['ratio']} times smaller)" if summary.get("ratio") else ""
+    return {
+        "backup": f"{summary['id']}, attempt {summary['attempt']}",
+        "as of": str(summary["consistency_point"]),
+        "database": f"{summary['tables']} tables, {summary['rows']:,} rows",
+        "objects": f"{summary['objects']:,}",
+        "configuration": f"commit {summary['commit']}",
+        "size": f"{summary['raw_bytes'] / 1e6:,.1f} MB, stored {summary['stored_bytes'] / 1e6:,.1f} MB{ratio}",
+        "duration": f"{seconds} s{speed}",
+        "write stop": f"{summary['write_stop_ms']} ms, locks held {summary['locks_held_ms']} ms",
+        "warnings": f"{summary['warnings']}",
+    }
 
 
-def _line(facts: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items())
+def _facts_of(context: Context, task: str) -> Facts:
+    return cast("Facts", context["ti"].xcom_pull(task_ids=task))
+
+
+def _line(facts: Facts) -> str:
+    return ", ".join(f"{name} {facts[name]}" for name in sorted(facts))

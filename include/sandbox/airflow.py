@@ -112,9 +112,9 @@ class AirflowServices:
     """Airflow's services over the project's `dags/` and `plugins/`, as processes of their own, everybody an admin.
 
     `connections` are by id, as the JSON that `AIRFLOW_CONN_*` takes; `variables` are further environment variables, as
-    `BACKUP_KEYRING`. Metadata lie in the PostgreSQL database that `metadata` names, made when it is missing: over SQLite
-    everything takes a third longer. Entering returns when all parts are healthy; leaving stops each by its pid. Raises
-    `BackupError` naming the part that ended or is late, and its log.
+    `BACKUP_KEYRING`. Metadata lie in the PostgreSQL database that `metadata` names, made when it is missing: over
+    SQLite everything takes a third longer. Entering returns when all parts are healthy; leaving stops each by its pid.
+    Raises `BackupError` naming the part that ended or is late, and its log.
     """
 
     def __init__(
@@ -177,9 +177,11 @@ class AirflowServices:
     def _make_database(self) -> None:
         name = sql.Identifier(self._metadata.dbname)
         server = self._metadata.with_database("postgres")
-        with server.connect(application_name="sandbox", autocommit=True) as connection:
-            with contextlib.suppress(psycopg.errors.DuplicateDatabase):
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        with (
+            contextlib.suppress(psycopg.errors.DuplicateDatabase),
+            server.connect(application_name="sandbox", autocommit=True) as connection,
+        ):
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
         with (self.home / "migrate.log").open("wb") as log:
             done = subprocess.run(
                 [sys.executable, "-m", "airflow", "db", "migrate"],

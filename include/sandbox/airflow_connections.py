@@ -1,5 +1,4 @@
-"""The sandbox's Airflow connections: the logins with the least grants, the buckets and the checkout, as `AirflowServices`
-takes them."""
+"""The sandbox's Airflow connections: the logins with the least grants, the buckets and the checkout."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 One `pg_dump -Fc -Z0` a stream, to stdout, all in the snapshot of the consistency point:
 
-- `pre-data`: the database with its settings and privileges (`-C`), schemas, types, tables, functions; never with `-t`,
-  which would lose what is not a table.
+- `pre-data`: the database with its settings and privileges (every archive has them; `pg_restore --create` uses them),
+  schemas, types, tables, functions; never with `-t`, which would lose what is not a table.
 - one stream a component: its leaf tables' rows and its sequences' values, each named by `-t`.
 - the catch-all: the data of the *whole* database without that of every named relation. Asked for by `-t` it would lose
   large objects, and the configuration tables of extensions.
@@ -60,7 +60,7 @@ def dump_streams(tools: PostgresTools, plan: DumpPlan, *, snapshot: str, lock_wa
     )
     return [
         DumpStream(GLOBALS, None, _globals(tools, lock_wait), archive=False),
-        DumpStream(PRE_DATA, None, (*dump, "--create", "--section=pre-data")),
+        DumpStream(PRE_DATA, None, (*dump, "--section=pre-data")),
         *(
             DumpStream(component.name, component.name, (*dump, "--section=data", *_named(component)))
             for component in plan.components

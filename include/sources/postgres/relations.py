@@ -29,20 +29,18 @@ _KINDS: Mapping[str, Kind] = {
     "f": "foreign table",
 }
 
-# As pg_dump decides: not temporary, not in a system schema, not a member of an extension (whose configuration tables
-# pg_dump adds by itself to the one dump that has no -t, the catch-all). A sequence's owner is a table with a column
-# whose default ('a') or identity ('i') it is.
+# As pg_dump decides: not in a system schema (where temporary tables are, too) and not a member of an extension. The
+# configuration tables of extensions pg_dump adds by itself to the one dump of data that has no -t, the catch-all. A
+# sequence's owner is the table with the column whose default ('a') or identity ('i') it is.
 _LIST = """
     WITH RECURSIVE ancestry (oid, ancestor) AS (
         SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits
         UNION
-        SELECT ancestry.oid, above.inhparent
-        FROM ancestry JOIN pg_catalog.pg_inherits AS above ON above.inhrelid = ancestry.ancestor
+        SELECT ancestry.oid, next.inhparent
+        FROM ancestry JOIN pg_catalog.pg_inherits AS next ON next.inhrelid = ancestry.ancestor
     )
     SELECT c.oid::bigint, n.nspname, c.relname, c.relkind::text,
-        ARRAY(
-            SELECT ancestor::bigint FROM ancestry WHERE ancestry.oid = c.oid ORDER BY ancestor
-        ),
+        coalesce(above.ancestors, '{}'),
         (
             SELECT d.refobjid::bigint FROM pg_catalog.pg_depend AS d
             WHERE c.relkind = 'S' AND d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid
@@ -50,8 +48,10 @@ _LIST = """
         )
     FROM pg_catalog.pg_class AS c
     JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace
+    LEFT JOIN (
+        SELECT oid, array_agg(ancestor::bigint ORDER BY ancestor) AS ancestors FROM ancestry GROUP BY oid
+    ) AS above ON above.oid = c.oid
     WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f')
-        AND c.relpersistence <> 't'
         AND pg_catalog.left(n.nspname, 3) <> 'pg_'
         AND n.nspname <> 'information_schema'
         AND NOT (n.nspname = ANY (%(schemas_excluded)s::text[]))
@@ -230,16 +230,14 @@ def _takers(relations: Relations, claims: Mapping[str, set[int]]) -> dict[int, s
 def _follow_owners(relations: Relations, takers: dict[int, str]) -> None:
     """Send each owned sequence to its table's component.
 
-    A parent has no rows and so no component; its sequence goes with its leaves when one component has them all, and
-    else, being shared, to the catch-all.
+    A partitioned parent has no rows and so no component; its sequence goes with its leaves when one component has them
+    all, and else, being shared, to the catch-all.
     """
     for sequence in relations.sequences:
         if sequence.owner is None:
             continue
         family = {t.oid for t in relations.tables if t.oid == sequence.owner or sequence.owner in t.ancestors}
-        # A leaf that is itself inherited from owns its sequence alone: pg_dump takes it with that table.
-        members = {sequence.owner} if sequence.owner in family else family
-        homes = {takers.get(oid) for oid in members}
+        homes = {takers.get(oid) for oid in family}
         if len(homes) == 1 and (home := homes.pop()) is not None:
             takers[sequence.oid] = home
 

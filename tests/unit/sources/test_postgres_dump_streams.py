@@ -44,7 +44,7 @@ def test_streams_in_the_order_of_a_restore(tools: PostgresTools) -> None:
     )
     assert [stream.argv for stream in streams] == [
         (tools.pg_dumpall, "--globals-only", "--no-sync", "--no-password", "--lock-wait-timeout=30000"),
-        (*dump, "--create", "--section=pre-data"),
+        (*dump, "--section=pre-data"),
         (*dump, "--section=data", '--table="S.x"."weird Table""""name"', '--table="S.x"."id"'),
         (
             *(*dump, "--section=data", '--exclude-table-data="S.x"."weird Table""""name"'),
