@@ -12,7 +12,7 @@ from include.errors import BackupError
 from include.pipeline.keys import new_data_key
 from include.policy import Policy
 from include.repository.catalog import Catalog
-from include.sources.objects import require_versions
+from include.sources.objects import require_versions, versioning_command
 from include.sources.postgres.relations import list_relations
 from include.sources.postgres.server import identify
 from include.sources.postgres.tools import find_tools
@@ -99,7 +99,7 @@ def check_stores(application: Application, catalog: Catalog, policy: Policy) -> 
     _must(
         catalog.bucket.is_versioned(),
         f"{catalog.bucket} keeps no versions (R3.1).",
-        mend=f"aws s3api put-bucket-versioning --bucket {catalog.bucket.name} --versioning-configuration Status=Enabled",
+        mend=versioning_command(catalog.bucket),
     )
     return {
         "objects": application.objects.name,

@@ -56,7 +56,8 @@ def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scrat
 def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> dict[str, Any]:
     """Weigh the backup against its source (R4.5): every table, row and byte that the inventory names has its dump.
 
-    A dump holds at least a byte for every row, and an object's raw size is its size in the source. Raises `SizeSuspect`.
+    A dump holds at least a byte for every row, and an object's raw size is its size in the source. Raises
+    `SizeSuspect`.
     """
     manifest = catalog.get(backup)
     with Progress(f"weighing {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:

@@ -33,7 +33,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class ArtifactPlace:
-    """Where an artifact belongs: its key prefix (`…/<attempt>/database/chat_history.pgdump`) and the context of its streams."""
+    """Where an artifact belongs: its key prefix (`…/<attempt>/database/users.pgdump`) and its streams' context."""
 
     prefix: str
     context: Context
@@ -60,8 +60,8 @@ def write_artifact(
 ) -> Written:
     """Stream `source` into segments of at most `policy.segment_bytes` stored, in bounded memory.
 
-    Every segment is durable when this returns. An error of the source, of the store or of anything else leaves no segment
-    that is half-written; whole ones stay unreferenced until the reaper takes them.
+    Every segment is durable when this returns. An error of the source, of the store or of anything else leaves no
+    segment that is half-written; whole ones stay unreferenced until the reaper takes them.
     """
     began = time.monotonic()
     chunks = _slices(source, min(_CHUNK_BYTES, max(policy.segment_bytes // 8, 1)))
@@ -86,7 +86,10 @@ def _write_segment(
     policy: Pipeline,
     progress: Progress,
 ) -> tuple[Segment, memoryview | None]:
-    """Write segment `number`, beginning with `first`; returns it and the chunk that did not fit, None at the source's end."""
+    """Write segment `number`, beginning with `first`.
+
+    Returns it, and the chunk that did not fit: None at the source's end.
+    """
     sealer = Sealer(
         key, place.segment_context(number), level=policy.compression_level, workers=policy.compression_workers
     )

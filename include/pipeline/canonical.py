@@ -1,4 +1,7 @@
-"""The one JSON spelling of a value: what is signed, and what binds a stream to its place, must be the same bytes everywhere."""
+"""The one JSON spelling of a value.
+
+What is signed, and what binds a stream to its place, must be the same bytes everywhere.
+"""
 
 from __future__ import annotations
 

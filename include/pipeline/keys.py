@@ -1,6 +1,6 @@
 """The keyring: key-encryption keys that wrap every data key, and the Ed25519 keys that sign every manifest (R7.1).
 
-A keyring is a small JSON file, readable by its owner alone. It is the one thing a restore needs that is not in the bucket.
+A keyring is a small JSON file, readable by its owner alone. It is the one thing that a restore needs beside the bucket.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Keyring:
 
     @classmethod
     def create(cls, path: Path, *, now: datetime | None = None) -> Self:
-        """Write a new keyring with one key of each kind to `path`, mode 0600; raises `KeyringError` if the file exists."""
+        """Write a new keyring, one key of each kind, to `path`, mode 0600; raises `KeyringError` if the file exists."""
         stamp = (now or datetime.now(UTC)).strftime("%Y%m%d")
         kek_id = f"kek-{stamp}-{secrets.token_hex(4)}"
         signing_id = f"sign-{stamp}-{secrets.token_hex(4)}"
@@ -98,14 +98,15 @@ class Keyring:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a keyring; raises `KeyringError` when it is missing, malformed, or when group or others have any access to it."""
+        """Read a keyring; raises `KeyringError` when it is missing, malformed, or open to others."""
         try:
             mode = path.stat().st_mode
-            text = path.read_text()
+            content = path.read_bytes()
         except OSError as error:
             raise KeyringError(
                 f"The keyring {path} cannot be read: {error.strerror}.",
-                mend=f"Name it with {KEYRING_VARIABLE}, bring it back from its escrow, or create the first one with `python -m include.cli keyring create`.",
+                mend=f"Name it with {KEYRING_VARIABLE}, bring it back from its escrow, "
+                "or create the first one with `python -m include.cli keyring create`.",
             ) from None
         if stat.S_IMODE(mode) & 0o077:
             raise KeyringError(
@@ -113,7 +114,7 @@ class Keyring:
                 mend=f"Run `chmod 600 {path}`; if anyone could have read it, rotate its keys.",
             )
         try:
-            return cls._parse(json.loads(text))
+            return cls._parse(json.loads(content))
         except (ValueError, KeyError, TypeError) as error:
             raise KeyringError(
                 f"The keyring {path} is not a keyring of format 1 ({type(error).__name__}).",
@@ -155,38 +156,35 @@ class Keyring:
         )
 
     def wrap(self, dek: bytes, *, owner: str, attempt: str) -> dict[str, Any]:
-        """The envelope of a data key under the current key-encryption key: AES-256-GCM, bound to its owner and attempt."""
+        """The envelope of a data key: AES-256-GCM under the current KEK, bound to its owner and attempt."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = AESGCM(self.keks[self.current_kek]).encrypt(
             nonce, dek, _wrap_context(owner, attempt, self.current_kek)
         )
-        return {
-            "format": 1,
-            "owner": owner,
-            "attempt": attempt,
-            "kek": self.current_kek,
-            "wrapped_key": _text(nonce + sealed),
-        }
+        return _envelope(owner, attempt, self.current_kek, _text(nonce + sealed))
 
     def unwrap(self, envelope: Mapping[str, Any], *, owner: str, attempt: str) -> bytes:
         """The data key inside an envelope.
 
-        Raises `UnknownKey` when its key-encryption key is not here, and `WrapRefused` when that key does not open it.
+        Raises `UnknownKey` when its key-encryption key is not here, and `WrapRefused` when that key does not open it,
+        or when the envelope says anything else than what is sealed in it.
         """
         kek_id = str(envelope.get("kek"))
         if kek_id not in self.keks:
             raise UnknownKey(
-                f"The data key of {owner} (attempt {attempt}) is wrapped by {kek_id}, which this keyring does not hold.",
+                f"The data key of {owner} (attempt {attempt}) is wrapped by {kek_id}, which this keyring lacks.",
                 mend="Use the keyring of the time, or bring that key back from its escrow.",
             )
         try:
             sealed = _bytes(envelope["wrapped_key"])
+            if {**envelope, "wrapped_key": ""} != _envelope(owner, attempt, kek_id, ""):
+                raise ValueError("other fields")
             dek = AESGCM(self.keks[kek_id]).decrypt(
                 sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], _wrap_context(owner, attempt, kek_id)
             )
         except (InvalidTag, ValueError, KeyError, TypeError):
             raise WrapRefused(
-                f"The data key of {owner} (attempt {attempt}) does not open with {kek_id}: the key or the envelope is wrong.",
+                f"The data key of {owner} (attempt {attempt}) does not open with {kek_id}: key or envelope is wrong.",
                 mend="Compare the keyring with its escrow, and the envelope with the replica's.",
             ) from None
         return dek
@@ -225,6 +223,10 @@ def new_data_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
+def _envelope(owner: str, attempt: str, kek_id: str, wrapped_key: str) -> dict[str, Any]:
+    return {"format": 1, "owner": owner, "attempt": attempt, "kek": kek_id, "wrapped_key": wrapped_key}
+
+
 def _wrap_context(owner: str, attempt: str, kek_id: str) -> bytes:
     return canonical_json({"attempt": attempt, "kek": kek_id, "owner": owner})
 
@@ -234,4 +236,8 @@ def _text(raw: bytes) -> str:
 
 
 def _bytes(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)
+    """Base64 in its one spelling: spare bits before the padding must be zero, so that no flipped bit is overlooked."""
+    raw = base64.b64decode(text, validate=True)
+    if _text(raw) != text:
+        raise ValueError("not canonical base64")
+    return raw

@@ -22,6 +22,10 @@ log = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 _STDERR_LINES = 40
 _SECONDS_TO_END = 10
+_SECONDS_TO_SAY = 1
+
+
+_INHERITED = ("PATH", "HOME", "TMPDIR", "PGPASSFILE")
 
 
 class SourceFailed(BackupError):
@@ -36,14 +40,20 @@ class SinkFailed(BackupError):
     """The process that was to take the bytes in failed."""
 
 
+def child_environment() -> dict[str, str]:
+    """What any program needs, and none of the worker's secrets; messages in English, so that they can be looked up."""
+    return {name: os.environ[name] for name in _INHERITED if name in os.environ} | {"LC_ALL": "C"}
+
+
 @contextlib.contextmanager
 def run_source(
     argv: Sequence[str], *, environment: Mapping[str, str], stall_limit: timedelta
 ) -> Iterator[Iterator[bytes]]:
     """Start `argv` and yield an iterator over its standard output, in chunks of at most 1 MiB.
 
-    The iterator raises `SourceFailed` when the process exits non-zero, and `SourceStalled` when it neither writes nor ends
-    for `stall_limit`; only an iterator that *ends* delivered everything. The process is gone when the context is left.
+    The iterator raises `SourceFailed` when the process exits non-zero, and `SourceStalled` when it neither writes nor
+    ends for `stall_limit`; only an iterator that *ends* delivered everything. The process is gone when the context is
+    left. Its environment is `environment` and what `child_environment` adds, nothing else of ours.
     """
     with _running(argv, environment, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as (process, complaints):
         assert process.stdout is not None  # noqa: S101 - asked for above
@@ -79,6 +89,7 @@ class _Complaints:
     """The tail of a process's standard error, read on a thread so that a talkative process never blocks."""
 
     def __init__(self, stream: IO[bytes], name: str) -> None:
+        self._stream = stream
         self._lines: deque[str] = deque(maxlen=_STDERR_LINES)
         self._thread = threading.Thread(target=self._read, args=(stream, name), daemon=True)
         self._thread.start()
@@ -93,6 +104,12 @@ class _Complaints:
         self._thread.join(timeout=_SECONDS_TO_END)
         return "\n".join(self._lines)
 
+    def close(self) -> None:
+        """Close the pipe once it has ended; one that an orphan of the process still holds is left to the thread."""
+        self._thread.join(timeout=_SECONDS_TO_SAY)
+        if not self._thread.is_alive():
+            self._stream.close()
+
     def tail(self) -> str:
         return self.text() or "it said nothing"
 
@@ -102,7 +119,12 @@ def _running(
     argv: Sequence[str], environment: Mapping[str, str], *, stdin: int, stdout: int
 ) -> Iterator[tuple[subprocess.Popen[bytes], _Complaints]]:
     process = subprocess.Popen(
-        argv, env=dict(environment), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE, bufsize=0
+        argv,
+        env={**child_environment(), **environment},
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        bufsize=0,
     )
     assert process.stderr is not None  # noqa: S101 - asked for above
     complaints = _Complaints(process.stderr, _name(argv))
@@ -116,10 +138,11 @@ def _running(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
+        for stream in (process.stdin, process.stdout):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
+        complaints.close()
 
 
 def _chunks(
@@ -131,8 +154,9 @@ def _chunks(
         while True:
             if not selector.select(timeout=stall_limit.total_seconds()):
                 raise SourceStalled(
-                    f"{name} wrote nothing for {stall_limit.total_seconds():.0f} s: {complaints.tail() if process.poll() is not None else 'it still runs'}.",
-                    mend="Look for what it waits for (a lock, a slow disk, a lost connection), or raise pipeline.stall_limit in the policy.",
+                    f"{name} wrote nothing for {stall_limit.total_seconds():g} s.",
+                    mend="Look for what it waits for (a lock, a slow disk, a lost connection), "
+                    "or raise pipeline.stall_limit in the policy.",
                 )
             if not (chunk := stdout.read(CHUNK_BYTES)):
                 break
@@ -150,13 +174,8 @@ def _chunks(
         )
 
 
-def _base_environment() -> dict[str, str]:
-    """What any program needs, and none of the worker's secrets; messages in English, so that they can be looked up."""
-    return {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ} | {"LC_ALL": "C"}
-
-
 def _widen(pipe: IO[bytes]) -> None:
-    """Ask for a 1 MiB pipe (64 KiB by default): fewer switches between the process and us. Linux only, and never needed."""
+    """Ask for a 1 MiB pipe (64 KiB by default), for fewer switches between the process and us; Linux only."""
     if hasattr(fcntl, "F_SETPIPE_SZ"):
         with contextlib.suppress(OSError):
             fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, CHUNK_BYTES)

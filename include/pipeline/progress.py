@@ -22,8 +22,8 @@ _MEGA = 1_000_000
 class Snapshot:
     """One look at the work. Bytes are totals since it began; speeds are of the last interval, in bytes a second.
 
-    CPU is in percent of one core, this process and its children; memory is their resident bytes; disk is what is free where
-    temporary files go; network is the machine's, both ways.
+    CPU is in percent of one core, this process and its children; memory is their resident bytes; disk is what is free
+    where temporary files go; network is the machine's, both ways.
     """
 
     label: str
@@ -50,7 +50,8 @@ class Snapshot:
         )
         return (
             f"{self.label}: {self.raw_bytes / _MEGA:,.1f} MB{share}, stored {self.stored_bytes / _MEGA:,.1f} MB, "
-            f"{self.raw_speed / _MEGA:,.1f} MB/s · cpu {self.cpu_percent:.0f} %, memory {self.memory_bytes / _MEGA:,.0f} MB, "
+            f"{self.raw_speed / _MEGA:,.1f} MB/s · "
+            f"cpu {self.cpu_percent:.0f} %, memory {self.memory_bytes / _MEGA:,.0f} MB, "
             f"disk free {self.disk_free_bytes / _MEGA:,.0f} MB, network {self.network_speed / _MEGA:,.1f} MB/s"
         )
 
@@ -177,4 +178,4 @@ class Progress:
 
 def _network_bytes() -> int:
     counters = psutil.net_io_counters()
-    return counters.bytes_sent + counters.bytes_recv
+    return counters.bytes_sent + counters.bytes_recv if counters else 0

@@ -65,7 +65,7 @@ class Sealer:
         return self._encrypt(self._compressor.compress(raw))
 
     def flush(self) -> bytes:
-        """Push out what the compressor holds back, so that `stored_bytes` tells the truth (to within one 16 KiB chunk)."""
+        """Push out what the compressor holds back, so that `stored_bytes` is true to within one 16 KiB chunk."""
         return self._encrypt(self._compressor.flush(zstd.ZstdCompressor.FLUSH_BLOCK))
 
     def finish(self) -> bytes:

@@ -113,7 +113,7 @@ class Bucket:
             )
 
     def create(self, key: str, body: bytes, *, content_type: str = "application/json") -> None:
-        """Store one small object that must not exist yet (`If-None-Match: *`); raises `ObjectExists` when another is there.
+        """Store one small object that must not exist yet (`If-None-Match: *`); raises `ObjectExists`.
 
         A store may ignore the condition (Ceph does): whoever commits with it reads the oldest version back.
         """
@@ -209,8 +209,8 @@ class Bucket:
                     )
                     for entry in entries
                 ]
-                # The store gives versions and markers as two lists. Where a second is shared (AWS keeps no finer time), the
-                # version goes before the marker: an object too many is better than one too few.
+                # The store gives versions and markers as two lists. Where a second is shared (AWS keeps no finer time),
+                # the version goes before the marker: an object too many is better than one too few.
                 yield from sorted(
                     found,
                     key=lambda entry: (
@@ -246,9 +246,13 @@ class Bucket:
             code, answer = str(error.response["Error"].get("Code", "")), error.response["Error"].get("Message", "")
             place = f"{self}/{key}" if key else f"{self}"
             if code in _TAKEN:
-                kind = ObjectExists if verb == "create" else ObjectChanged
+                kind, why = (
+                    (ObjectExists, "it exists already")
+                    if verb == "create"
+                    else (ObjectChanged, "it changed since it was listed")
+                )
                 raise kind(
-                    f"Could not {verb} {place}: {'it exists already' if kind is ObjectExists else 'it changed since it was listed'}.",
+                    f"Could not {verb} {place}: {why}.",
                     mend="Start again: what is there now was not made by this try.",
                 ) from error
             if code in _BUSY:
@@ -274,11 +278,12 @@ class _Conflict(StoreError):
 
 
 class Upload:
-    """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them in memory and on their way.
+    """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them on their way.
 
     `headers` are boto3's (`ContentType`, …), `tags` a query string.
 
-    Use as a context manager: leaving it without `complete()` removes what was sent, so nothing that looks finished stays.
+    Use as a context manager: leaving it without `complete()` removes what was sent, so that nothing that looks finished
+    stays.
     """
 
     def __init__(
@@ -379,7 +384,7 @@ class Upload:
 
 
 def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_flight: int) -> Iterator[bytes]:
-    """The bytes of each `(key, start, end)` in order, with `in_flight` of them on their way: one GET alone does not fill a link."""
+    """The bytes of each `(key, start, end)` in order, with `in_flight` on their way: one GET does not fill a link."""
     with ThreadPoolExecutor(in_flight, thread_name_prefix="fetch") as pool:
         coming: deque[Future[bytes]] = deque()
         try:

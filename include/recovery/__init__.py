@@ -1,1 +1,1 @@
-"""Bringing things back: a backup opened for reading, and each source restored from it beside what exists, then put in place."""
+"""Bringing things back: a backup opened for reading, and each source restored beside what exists, then put in place."""

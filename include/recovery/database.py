@@ -1,4 +1,7 @@
-"""A database, back from its dumps (R5.1): restored beside what exists, compared with the inventory, then put in place."""
+"""A database, back from its dumps (R5.1).
+
+It is restored beside what exists, compared with the inventory, then put in place.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 APPLICATION = "synapse-backups"
 
 _INDEX_JOBS = 2
+_DIFFERENCES_TOLD = 5
 _IDENTIFIER = r"(?:\"(?:[^\"]|\"\")+\"|[^\s;\"]+)"
 _OWN_STATEMENT = re.compile(rf"(?:CREATE|ALTER) (?P<kind>ROLE|TABLESPACE) (?P<name>{_IDENTIFIER})")
 _NAMED_DATABASE = re.compile(rf"\bDATABASE {_IDENTIFIER}")
@@ -58,8 +62,8 @@ class RestoredDatabase:
 def restore_database(backup: OpenedBackup, *, server: DatabaseLogin, name: str, scratch: Path) -> RestoredDatabase:
     """Bring the whole database back as `name` on `server` (a superuser's login), roles included.
 
-    Everything is restored under a scratch name, compared table by table with the inventory, and renamed at the end: until
-    then no database is called `name`. A restore that fails removes the scratch one. Raises `DatabaseExists`,
+    Everything is restored under a scratch name, compared table by table with the inventory, and renamed at the end:
+    until then no database is called `name`. A restore that fails removes the scratch one. Raises `DatabaseExists`,
     `RestoreDiffers`, or whatever stopped it.
     """
     if _exists(server, name):
@@ -182,9 +186,10 @@ class _Restore:
 
     def _must_equal(self, differences: list[str]) -> None:
         if differences:
+            told, untold = "; ".join(differences[:_DIFFERENCES_TOLD]), len(differences) - _DIFFERENCES_TOLD
             raise RestoreDiffers(
-                f"What was restored of {self._backup.manifest.id} is not what was backed up: {'; '.join(differences[:5])}"
-                + (f"; and {len(differences) - 5} more." if len(differences) > 5 else "."),  # noqa: PLR2004
+                f"What was restored of {self._backup.manifest.id} is not what was backed up: {told}"
+                + (f"; and {untold} more." if untold > 0 else "."),
                 mend="Do not use it. Restore from another backup, and keep this one for whoever looks into it.",
             )
 

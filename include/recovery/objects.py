@@ -23,7 +23,8 @@ class TargetNotEmpty(BackupError):
 def restore_objects(backup: OpenedBackup, target: Bucket, *, components: Iterable[str] | None = None) -> int:
     """Write every object of the backup (or of some components) into `target`, which must be empty; returns how many.
 
-    Each object appears whole or not at all: what is written is proved before the upload completes. Raises `TargetNotEmpty`.
+    Each object appears whole or not at all: what is written is proved before the upload completes. Raises
+    `TargetNotEmpty`.
     """
     if (present := next(target.keys(""), None)) is not None:
         raise TargetNotEmpty(

@@ -38,7 +38,7 @@ class OpenedBackup:
         return any(artifact.name == name for artifact in self.manifest.artifacts)
 
     def read(self, name: str) -> Iterator[bytes]:
-        """The raw bytes of an artifact; raises `ManifestRefused` for one that is not in the backup, and as `read_artifact`."""
+        """The raw bytes of an artifact; raises `ManifestRefused` for one that is not there, and as `read_artifact`."""
         artifact = self.manifest.artifact(name)
         return read_artifact(
             artifact.as_written(),
@@ -106,7 +106,7 @@ class OpenedBackup:
             )
 
         with ThreadPoolExecutor(self._policy.streams_at_once, thread_name_prefix="check") as pool:
-            for result in [pool.submit(check, pack_id) for pack_id in members]:
+            for result in [pool.submit(check, pack.id) for pack in self._packs.values() if pack.component == component]:
                 result.result()
         return count
 

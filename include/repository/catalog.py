@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing, ObjectVersion
-from include.repository.layout import MANIFESTS, BackupId, BackupType
+from include.repository.layout import MANIFESTS, BackupId, BackupType, NotABackupId
 from include.repository.manifest import Manifest, ManifestRefused
 
 _READS_AT_ONCE = 16
@@ -42,15 +42,18 @@ class Entry:
 class Catalog:
     """The committed backups of one bucket, read with one keyring.
 
-    The *oldest* version of a manifest is the backup: a store that ignores `If-None-Match` keeps a late writer's copy as a
-    newer version, and that changes nothing.
+    The *oldest* version of a manifest is the backup: a store that ignores `If-None-Match` keeps a late writer's copy as
+    a newer version, and that changes nothing.
     """
 
     def __init__(self, bucket: Bucket, keyring: Keyring) -> None:
         self.bucket, self.keyring = bucket, keyring
 
     def entries(self, type_: BackupType | None = None) -> list[Entry]:
-        """Every manifest, oldest consistency point first and refused ones last; one that is refused never hides the others."""
+        """Every manifest, oldest consistency point first and refused ones last.
+
+        One that is refused never hides the others.
+        """
         prefix = f"{MANIFESTS}{type_}/" if type_ else MANIFESTS
         with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="catalog") as pool:
             entries = list(pool.map(self._entry, _oldest(self.bucket.versions(prefix))))
@@ -82,7 +85,11 @@ class Catalog:
             return None
 
     def latest(self, type_: BackupType) -> Manifest:
-        """The backup of that type with the newest consistency point; raises `NoSuchBackup`, or `ManifestRefused` for a forged one."""
+        """The backup of that type with the newest consistency point.
+
+        Raises `NoSuchBackup`, and `ManifestRefused` when a manifest that may be newer is refused: "the latest" must not
+        quietly become an older one.
+        """
         entries = self.entries(type_)
         genuine = [entry.manifest for entry in entries if entry.manifest is not None]
         if not genuine:
@@ -90,10 +97,20 @@ class Catalog:
                 f"{self.bucket} holds no {type_} backup that this keyring can prove.",
                 mend=f"Run the {type_}_backup DAG first.",
             )
-        return genuine[-1]
+        newest = genuine[-1]
+        for entry in entries:
+            if entry.refused and (named := _named_by(entry.key)) and named.moment > newest.backup.moment:
+                raise ManifestRefused(
+                    f"The latest {type_} backup cannot be told: {entry.refused}",
+                    mend=f"{newest.id} is the newest that is genuine: name it, if that is the one you want.",
+                )
+        return newest
 
     def commit(self, manifest: Manifest) -> Manifest:
-        """Make the backup exist. The first manifest written for an id wins; raises `AlreadyCommitted` with the winner otherwise."""
+        """Make the backup exist, and return it as it was committed.
+
+        The first manifest written for an id wins; raises `AlreadyCommitted` with the winner otherwise.
+        """
         key = manifest.backup.manifest_key
         sealed = manifest.sealed(self.keyring)
         try:
@@ -109,8 +126,16 @@ class Catalog:
         try:
             stored = self.bucket.read(version.key, version_id=version.version_id)
             return Entry(version.key, Manifest.open(stored, self.keyring, key=version.key), None)
-        except ManifestRefused as refused:
+        except (ManifestRefused, ObjectMissing) as refused:
             return Entry(version.key, None, str(refused))
+
+
+def _named_by(key: str) -> BackupId | None:
+    """The backup that a manifest's key names, None for a stray object."""
+    try:
+        return BackupId.parse(key.rpartition("/")[2].removesuffix(".json"))
+    except NotABackupId:
+        return None
 
 
 def _oldest(versions: Iterator[ObjectVersion]) -> Iterator[ObjectVersion]:

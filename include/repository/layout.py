@@ -13,8 +13,8 @@ from include.errors import BackupError
 BackupType = Literal["full", "incremental", "snapshot"]
 BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
 
-_SCHEDULED = re.compile(r"(?P<type>[a-z]+)-(?P<stamp>\d{8}T\d{6}Z)")
-_MANUAL = re.compile(r"(?P<type>[a-z]+)-manual-(?P<stamp>\d{8}T\d{6}\.\d{6}Z)")
+_SCHEDULED = re.compile(r"(?P<type>[a-z]+)-(?P<stamp>\d{8}T\d{6}Z)", re.ASCII)
+_MANUAL = re.compile(r"(?P<type>[a-z]+)-manual-(?P<stamp>\d{8}T\d{6}\.\d{6}Z)", re.ASCII)
 _SCHEDULED_STAMP, _MANUAL_STAMP = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
 
 

@@ -13,7 +13,7 @@ from include.pipeline.artifacts import ArtifactPlace, Segment, Written
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keys import Keyring, KeyringError
 from include.pipeline.sealing import Measure
-from include.repository.layout import BackupId, BackupType
+from include.repository.layout import BackupId, BackupType, NotABackupId
 
 FORMAT = 1
 
@@ -101,7 +101,10 @@ class ConsistencyPoint(_Frozen):
 
 
 class WriteStop(_Frozen):
-    """How long writers were kept waiting, in microseconds: from the request of the locks, and from their grant, to their release."""
+    """How long writers were kept waiting, in microseconds.
+
+    From the request of the locks, and from their grant, to their release.
+    """
 
     requested_us: int
     held_us: int
@@ -203,11 +206,12 @@ class Manifest(_Frozen):
         """Parse and prove a stored manifest; raises `ManifestRefused`, naming the object `key`."""
         try:
             document: dict[str, Any] = json.loads(stored)
-            signature = document.pop("signature")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ManifestRefused(
-                f"{key} is not a signed manifest.", mend="Compare it with the replica's copy."
-            ) from None
+            canonical = canonical_json(document) == stored
+            signature = dict(document.pop("signature"))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+            canonical = False
+        if not canonical:
+            raise ManifestRefused(f"{key} is not a signed manifest.", mend="Compare it with the replica's copy.")
         try:
             keyring.check(document, signature)
         except KeyringError as refused:
@@ -219,12 +223,13 @@ class Manifest(_Frozen):
             )
         try:
             manifest = cls.model_validate(document)
-        except ValidationError as invalid:
+            home = manifest.backup.manifest_key
+        except (ValidationError, NotABackupId) as invalid:
+            what = f"{invalid.error_count()} fields do not fit" if isinstance(invalid, ValidationError) else invalid.what
             raise ManifestRefused(
-                f"{key} is signed, and is not a manifest of format {FORMAT}: {invalid.error_count()} fields do not fit.",
-                mend="Use the version that wrote it.",
+                f"{key} is signed, and no manifest of format {FORMAT}: {what}.", mend="Use the version that wrote it."
             ) from None
-        if manifest.backup.manifest_key != key:
+        if home != key:
             raise ManifestRefused(
                 f"{key} holds the manifest of {manifest.id}: it was moved here.",
                 mend="Do not restore from it; restore from the id that it is.",

@@ -31,7 +31,10 @@ class PackRefused(BackupError):
 
 
 class Member(BaseModel):
-    """One sealed stream inside a pack: `length` stored bytes at `offset`, which open to `size` raw bytes of this SHA-256."""
+    """One sealed stream inside a pack.
+
+    `length` stored bytes at `offset` open to `size` raw bytes of this SHA-256.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -174,7 +177,10 @@ class _OpenPack:
 
 
 def read_member(pack: Pack, member: Member, *, bucket: Bucket, key: bytes, in_flight: int) -> Iterator[bytes]:
-    """The raw bytes of one member, by ranged GETs; raises `StreamRefused` or `PackRefused`, naming the pack and the member."""
+    """The raw bytes of one member, by ranged GETs.
+
+    Raises `StreamRefused` or `PackRefused`, naming the pack and the member.
+    """
     end = member.offset + member.length
     ranges = [
         (pack_key(pack.id), start, min(start + FETCH_BYTES, end)) for start in range(member.offset, end, FETCH_BYTES)
@@ -236,7 +242,9 @@ class _Splitter:
     def take(self, length: int) -> Iterator[bytes]:
         while length:
             if not self._rest:
-                self._rest = memoryview(next(self._chunks))
+                self._rest = memoryview(next(self._chunks, b""))
+                if not self._rest:
+                    return  # the pack ends before its member does: its stream is refused as cut
             piece, self._rest = self._rest[:length], self._rest[length:]
             length -= len(piece)
             self.position += len(piece)

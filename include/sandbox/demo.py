@@ -29,6 +29,7 @@ from include.sandbox.server import terminated_like_interrupted
 
 DAG = "full_backup"
 RUN_WITHIN = 240.0
+_INHERITED = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
 
 out = Console(highlight=False)
 
@@ -132,10 +133,11 @@ def _restore(installation: Installation, manifest: Manifest) -> dict[str, Any]:
 def _backup_table(manifest: Manifest) -> Table:
     """What was backed up, and what it took."""
     table = Table("what", "how many", "raw MB", "stored MB", "ratio", title=f"{manifest.id}", title_justify="left")
+    commit = manifest.consistency_point.configuration_commit
     groups = {
         "database": f"{manifest.database.tables} tables, {manifest.database.rows:,} rows",
         "objects": f"{manifest.objects.objects:,} objects",
-        "config": f"commit {manifest.consistency_point.configuration_commit[:12]}, {manifest.configuration.files} files",
+        "config": f"commit {commit[:12]}, {manifest.configuration.files} files",
     }
     for group, count in groups.items():
         artifacts = [artifact for artifact in manifest.artifacts if artifact.name.startswith(f"{group}/")]
@@ -146,11 +148,8 @@ def _backup_table(manifest: Manifest) -> Table:
     facts = summary(manifest)
     table.add_section()
     table.add_row("all", f"in {facts['seconds']} s", *_sizes(manifest.raw_bytes, manifest.stored_bytes))
-    table.caption = (
-        f"{facts['bytes_per_second'] / 1e6:.1f} MB/s, zstd and AES-256; writes were stopped for "
-        f"{facts['write_stop_ms']} ms (locks held {facts['locks_held_ms']} ms)"
-    )
-    table.caption_justify = "left"
+    table.add_row("speed", f"{facts['bytes_per_second'] / 1e6:.1f} MB/s")
+    table.add_row("writes stopped", f"{facts['write_stop_ms']} ms (locks held {facts['locks_held_ms']} ms)")
     return table
 
 
@@ -161,7 +160,10 @@ def _proof_table(before: Fingerprint, after: Fingerprint, restored: dict[str, An
         *("restored", "compared by", "equal"), title=f"Restored in {restored['seconds']} s", title_justify="left"
     )
     proofs = {
-        f"{len(before.tables)} tables and materialized views, {rows:,} rows": ("row count and content digest", "tables"),
+        f"{len(before.tables)} tables and materialized views, {rows:,} rows": (
+            "row count and content digest",
+            "tables",
+        ),
         f"{len(before.sequences)} sequences": ("last value", "sequences"),
         "schema, roles, settings": ("PostgreSQL's own description", "definitions"),
         f"{len(before.large_objects)} large objects": ("SHA-256", "large_objects"),

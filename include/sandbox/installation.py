@@ -1,4 +1,4 @@
-"""A whole installation on the sandbox's servers: a seeded Synapse, the logins with the least grants, buckets, a keyring."""
+"""A whole installation on the sandbox's servers: a seeded Synapse, logins with the least grants, buckets, a keyring."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration repository: every ref as of the consistency point, as a git bundle, and the files beside it (R2.3)."""
+"""The configuration (R2.3): every ref as of the consistency point, as a git bundle, and the files beside it."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class _Collected:
 
 
 def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
-    """Unpack a tar of `Configuration.tar` below `directory`; returns what it held. Nothing can land outside (PEP 706)."""
+    """Unpack a tar of `Configuration.tar` below `directory`, and nothing outside it (PEP 706); returns what it held."""
     with tarfile.open(mode="r|", fileobj=tar) as archive:
         names = []
         for member in archive:

@@ -1,7 +1,7 @@
 """The application's object store: every object as of the consistency point, by version (R2.2).
 
-AWS keeps whole seconds. As of second *t* means: created in *t* is included, deleted in *t* is ignored. An object that the
-database names is taken even when it is younger, so that what is restored together belongs together.
+AWS keeps whole seconds. As of second *t* means: created in *t* is included, deleted in *t* is ignored. An object that
+the database names is taken even when it is younger, so that what is restored together belongs together.
 """
 
 from __future__ import annotations
@@ -213,8 +213,15 @@ def require_versions(source: Bucket) -> None:
     if not source.is_versioned():
         raise NotVersioned(
             f"{source} keeps no versions: what an object was at the consistency point cannot be read.",
-            mend=f"Switch versioning on: aws s3api put-bucket-versioning --bucket {source.name} --versioning-configuration Status=Enabled",
+            mend=f"Switch versioning on: {versioning_command(source)}",
         )
+
+
+def versioning_command(bucket: Bucket) -> str:
+    """What a person runs so that a bucket keeps versions."""
+    return (
+        f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
+    )
 
 
 def _pack(version: ObjectVersion, source: Bucket, writer: PackWriter) -> IndexEntry:

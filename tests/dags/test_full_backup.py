@@ -22,15 +22,15 @@ from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(sys.argv[1])
 def told(task):
     return {
-        "up": sorted(task.upstream_task_ids), "down": sorted(task.downstream_task_ids), "rule": str(task.trigger_rule.value),
-        "setup": task.is_setup, "teardown": task.is_teardown, "fails_run": task.on_failure_fail_dagrun,
+        "up": sorted(task.upstream_task_ids), "down": sorted(task.downstream_task_ids),
+        "rule": str(task.trigger_rule.value), "setup": task.is_setup, "teardown": task.is_teardown, "fails_run": task.on_failure_fail_dagrun,
         "doc": task.doc_md, "retries": task.retries, "owner": task.owner, "type": type(task).__name__,
         "seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
     }
 print(json.dumps({
     "errors": bag.import_errors,
     "dags": {name: {
-        "schedule": type(dag.timetable).__name__, "cron": dag.timetable.summary, "catchup": dag.catchup,
+        "schedule": type(dag.timetable).__name__, "cron": dag.timetable.expression, "catchup": dag.catchup,
         "active": dag.max_active_runs, "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
         "tags": sorted(dag.tags), "doc": dag.doc_md, "tasks": {task.task_id: told(task) for task in dag.tasks},
     } for name, dag in bag.dags.items()},
@@ -52,7 +52,13 @@ print(" ".join(sorted({name.partition(".")[0] for name in set(sys.modules) - hea
 
 
 def run_python(program: str, *arguments: str, home: Path) -> str:
-    environment = {**os.environ, "AIRFLOW_HOME": str(home), "PYTHONPATH": str(ROOT), "BACKUP_POLICY": "", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "BACKUP_POLICY": "",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
     )

@@ -30,7 +30,7 @@ TABLES = """
 """
 BENT = (
     "-c datestyle=German -c timezone=Asia/Tokyo -c intervalstyle=iso_8601 -c extra_float_digits=-5"
-    " -c bytea_output=escape -c search_path=public -c quote_all_identifiers=on"
+    " -c bytea_output=escape -c search_path=pg_catalog -c quote_all_identifiers=on"
 )
 
 

@@ -20,7 +20,9 @@ RECIPIENTS = {
     "error_alert": ["operations@synapse.example", "on-call@synapse.example"],
     "status_update": [],
 }
-ALERT = Notification("error_alert", "full-20261122T000000Z\nFAILED", {"task": "s3_access", "what": "Zugriff verweigert: Ä"})
+ALERT = Notification(
+    "error_alert", "full-20261122T000000Z\nFAILED", {"task": "s3_access", "what": "Zugriff verweigert: Ä"}
+)
 SENDER = "backups@synapse.example"
 
 

@@ -14,7 +14,7 @@ from include.operators.settings import PLACEHOLDER, SettingsRefused, main, read_
 from include.policy import load_policy
 
 OURS = Path(__file__).parents[3] / "airflow_settings.yaml"
-ODD = "it's $HOME; `rm` \"x\" ü"
+ODD = 'it\'s $HOME; `rm` "x" ü'
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_our_file_holds_every_connection_that_the_policy_names(filled: Path) -> 
 
 
 def test_our_file_holds_no_secret() -> None:
-    secrets = [line.split("#")[0].split(":", 1)[1] for line in OURS.read_text().splitlines() if "conn_password:" in line]
+    secrets = [
+        line.split("#")[0].split(":", 1)[1] for line in OURS.read_text().splitlines() if "conn_password:" in line
+    ]
     assert {secret.strip() for secret in secrets} == {PLACEHOLDER}
 
 

@@ -48,9 +48,7 @@ def test_a_manual_run_in_the_same_interval_is_a_backup_of_its_own() -> None:
 
 
 def test_a_manual_run_may_have_no_dates() -> None:
-    run = Run(
-        DagRunType.MANUAL, run_after=LATER, logical_date=None, data_interval_start=None, data_interval_end=None
-    )
+    run = Run(DagRunType.MANUAL, run_after=LATER, logical_date=None, data_interval_start=None, data_interval_end=None)
     assert named(run) == ("full-manual-20261122T103712.123456Z", None)
 
 

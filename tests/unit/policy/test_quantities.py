@@ -11,6 +11,7 @@ from croniter import croniter
 from dateutil.relativedelta import relativedelta
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import PydanticCustomError
 
 from include.policy import Period, parse_duration, parse_size
 from include.policy.quantities import Unit, check_cron, parse_share
@@ -81,7 +82,7 @@ def test_a_moment_without_a_zone_is_refused() -> None:
 
 @pytest.mark.parametrize("text", ["30", "days", "1.5 days", "-1 days", "0 days", "101 years", "3 fortnights", "", 30])
 def test_what_is_no_period(text: object) -> None:
-    with pytest.raises(ValueError, match="is "):
+    with pytest.raises(PydanticCustomError, match="is "):
         Period.parse(text)
 
 
@@ -93,6 +94,7 @@ def test_a_period_made_in_code_is_held_to_the_same_bounds() -> None:
 @pytest.mark.parametrize(
     ("text", "duration"),
     [
+        ("1 ms", timedelta(milliseconds=1)),
         ("20 ms", timedelta(milliseconds=20)),
         ("5s", timedelta(seconds=5)),
         ("5 min", timedelta(minutes=5)),
@@ -125,7 +127,7 @@ def test_what_is_no_size(text: object) -> None:
         parse_size(text)
 
 
-@pytest.mark.parametrize(("text", "share"), [("90 %", 0.9), ("0.5%", 0.005), ("100 %", 1.0), (0.25, 0.25)])
+@pytest.mark.parametrize(("text", "share"), [("90 %", 0.9), ("0.5%", 0.005), ("100 %", 1.0), (0.25, 0.25), (1.0, 1.0)])
 def test_shares(text: object, share: float) -> None:
     assert parse_share(text) == share
 
@@ -137,7 +139,18 @@ def test_what_is_no_share(text: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "schedule", ["0 0 * * *", "*/15 * * * *", "0 0 * * SUN", "0 0 29 2 *", "5,35 1-5 1-31/2 jan-mar 1-5", "0 0 * * 7"]
+    "schedule",
+    [
+        "0 0 * * *",
+        "*/15 * * * *",
+        "0 0 * * SUN",
+        "0 0 29 2 *",
+        "0 0 28,30 2 *",
+        "0 0 31 1,2 *",
+        "*/1 * * * *",
+        "5,35 1-5 1-31/2 jan-mar 1-5",
+        "0 0 * * 7",
+    ],
 )
 def test_cron_schedules(schedule: str) -> None:
     assert check_cron(schedule) == schedule

@@ -1,0 +1,251 @@
+"""The full backup as real DAG runs: everything lost and back again, a killed task, a cleared run, a manual one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+from psycopg import sql
+
+from include.pipeline.progress import Progress
+from include.policy import load_policy
+from include.recovery.configuration import restore_configuration
+from include.recovery.database import restore_database
+from include.recovery.objects import restore_objects
+from include.recovery.opened import OpenedBackup
+from include.repository.catalog import Catalog
+from include.repository.manifest import Manifest
+from include.sandbox.airflow import AirflowClient, AirflowServices, polls
+from include.sandbox.installation import Installation
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sandbox.synapse import Synapse
+from include.sources.postgres.login import DatabaseLogin
+
+DAG = "full_backup"
+SCALE = 0.2
+RUN_WITHIN = 240.0
+SOON = 60.0
+CREATE = "execute.create_backup"
+
+only_on_18 = pytest.mark.parametrize("on", [18], indirect=True)
+
+
+@dataclass
+class Running:
+    """An installation, and the Airflow that backs it up."""
+
+    installation: Running
+    services: AirflowServices
+    client: AirflowClient
+    catalog: Catalog
+    ran: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def synapse(self) -> Synapse:
+        """The application."""
+        return self.installation.synapse
+
+    def scheduled(self) -> str:
+        """The run of the latest slot, ended well; it is made once."""
+        if "scheduled" not in self.ran:
+            self.client.unpause(DAG)
+            run = self.client.wait_for_run(DAG, "scheduled", within=SOON)
+            assert self.client.wait(DAG, run, within=RUN_WITHIN) == "success", self.explain(run)
+            self.ran["scheduled"] = run
+        return self.ran["scheduled"]
+
+    def manifest(self, run: str) -> Manifest:
+        """The backup that a run says it made."""
+        identity = self.client.xcom(DAG, run, CREATE)["id"]
+        [found] = [each for each in self.manifests() if each.id == identity]
+        return found
+
+    def manifests(self) -> list[Manifest]:
+        """Every committed full backup; none of them refused."""
+        entries = self.catalog.entries("full")
+        assert all(entry.manifest for entry in entries)
+        return [entry.manifest for entry in entries if entry.manifest]
+
+    def restore(self, manifest: Manifest, scratch: Path) -> None:
+        """Bring the whole application back."""
+        with Progress("restore", scratch=scratch) as progress:
+            opened = OpenedBackup(self.catalog, manifest, policy=load_policy().pipeline, progress=progress)
+            name = self.synapse.database.dbname
+            restore_database(opened, server=self.synapse.server, name=name, scratch=scratch)
+            restore_objects(opened, self.installation.application().objects)
+            restore_configuration(opened, self.synapse.configuration)
+
+    def explain(self, run: str) -> str:
+        """The log of each failed task."""
+        tasks = self.client.tasks(DAG, run)
+        return "\n\n".join(
+            f"{name}\n{self.client.log(DAG, run, name, try_number=task['try_number'])}"
+            for name, task in tasks.items()
+            if task["state"] == "failed" and name != "watcher"
+        )
+
+
+@pytest.fixture(scope="module", params=[18, 15])
+def on(
+    request: pytest.FixtureRequest, sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server
+) -> Iterator[Running]:
+    """An installation on PostgreSQL of each major version, one after the other."""
+    home = sandbox_directory / f"runs-on-{request.param}"
+    home.mkdir()
+    suffix = secrets.token_hex(4)
+    postgres: PostgresServer = request.getfixturevalue(f"postgres{request.param}")
+    installation = Installation.make(
+        home, postgres=postgres, primary=s3_primary, replica=s3_replica, suffix=suffix, scale=SCALE
+    )
+    with ExitStack() as stack:
+        stack.callback(installation.synapse.destroy)
+        scratch = make_scratch_login(postgres.superuser)
+        services = AirflowServices(
+            home / "airflow",
+            metadata=postgres.superuser.with_database(f"airflow{suffix}"),
+            connections=installation.connections() | {"synapse_database_scratch": scratch},
+            variables=installation.variables(),
+        )
+        stack.enter_context(services)
+        yield Running(installation, services, services.client(), installation.catalog())
+
+
+def make_scratch_login(server: DatabaseLogin) -> dict[str, object]:
+    """The connection of a login that may create databases, and nothing else."""
+    password = secrets.token_urlsafe(24)
+    with server.connect(application_name="test", autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS synapse_backup_scratch")
+        connection.execute(
+            sql.SQL("CREATE ROLE synapse_backup_scratch LOGIN CREATEDB PASSWORD {}").format(sql.Literal(password))
+        )
+    return {
+        "conn_type": "postgres",
+        "host": server.host,
+        "port": server.port,
+        "login": "synapse_backup_scratch",
+        "password": password,
+        "schema": "postgres",
+    }
+
+
+@pytest.mark.requirement("R1.1", "R2.1", "R2.2", "R2.3", "R4.1", "R4.2", "R4.3", "R4.4", "R4.5", "R4.6")
+def test_everything_lost_comes_back_from_a_scheduled_run(on: Running, tmp_path: Path) -> None:
+    before = on.synapse.fingerprint()
+    run = on.scheduled()
+    manifest = on.manifest(run)
+    assert manifest.slot is not None
+    assert manifest.backup.moment == manifest.slot.end
+    on.synapse.destroy()
+    on.restore(manifest, tmp_path)
+    assert before.difference(on.synapse.fingerprint()) == []
+
+
+@only_on_18
+@pytest.mark.requirement("R4.1", "R4.2", "R4.3", "R4.4", "R4.5", "R4.6")
+def test_a_run_tells_what_it_did(on: Running) -> None:
+    run = on.scheduled()
+    states = on.client.task_states(DAG, run)
+    assert {name for name, state in states.items() if state == "skipped"} == {"watcher", "report.error_alert"}
+    assert {state for name, state in states.items() if name not in ("watcher", "report.error_alert")} == {"success"}
+    made = on.client.xcom(DAG, run, CREATE)
+    assert made["write_stop_ms"] == on.client.xcom(DAG, run, "execute.resume_writes")["write_stop_ms"] > 0
+    log = on.client.log(DAG, run, CREATE)
+    for word in ("MB/s", "cpu", "memory", "disk free", "network"):  # R4.4
+        assert word in log
+    report = on.client.log(DAG, run, "report.success_report")
+    for word in (made["id"], "write stop", "integrity", "sample_restore"):
+        assert word in report
+    scratch = on.client.xcom(DAG, run, "prepare.create_temporary_directory")["scratch"]
+    assert not Path(scratch).exists()
+
+
+@only_on_18
+def test_no_secret_is_in_a_log(on: Running) -> None:
+    run = on.scheduled()
+    variables = on.services.environment
+    secret = {name: value for name, value in variables.items() if name.startswith("AIRFLOW_CONN_")}
+    passwords = [value.split('"password": "')[1].split('"')[0] for value in secret.values() if '"password"' in value]
+    assert len(passwords) == 6
+    logs = "".join(path.read_text(errors="replace") for path in on.services.home.rglob("*.log"))
+    assert made_log_is_there(logs, run)
+    assert [password for password in passwords if password in logs] == []
+
+
+def made_log_is_there(logs: str, run: str) -> bool:
+    return "Consistency point" in logs and run in logs
+
+
+@only_on_18
+@pytest.mark.requirement("R4.3")
+def test_a_cleared_run_keeps_the_backup_that_was_committed(on: Running) -> None:
+    run = on.scheduled()
+    committed = on.manifest(run)
+    on.client.clear(DAG, run)
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
+    assert on.client.tasks(DAG, run)[CREATE]["try_number"] == 2
+    assert on.manifest(run) == committed
+
+
+@only_on_18
+@pytest.mark.requirement("R1.1")
+def test_a_manual_run_in_the_same_interval_is_a_backup_of_its_own(on: Running) -> None:
+    scheduled = on.manifest(on.scheduled())
+    run = on.client.trigger(DAG)
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
+    manual = on.manifest(run)
+    assert manual.id.startswith("full-manual-")
+    assert manual.slot is None
+    assert manual.id != scheduled.id
+    assert scheduled in on.manifests()
+
+
+@only_on_18
+@pytest.mark.requirement("R4.3", "R4.4")
+def test_a_task_killed_in_mid_upload_is_tried_again_and_one_backup_is_committed(on: Running) -> None:
+    on.scheduled()
+    before = {each.id for each in on.manifests()}
+    attempts = frozenset(attempts_of(on))
+    run = on.client.trigger(DAG)
+    on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=RUN_WITHIN)
+    [killed] = wait_until(lambda: attempts_of(on) - attempts, "the first segment of the new attempt")
+    with stopped(on.installation.primary):  # nothing more arrives: whatever the task does now, it is in mid-upload
+        task = on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=SOON)
+        os.kill(task["pid"], signal.SIGKILL)
+        on.client.wait_for_task(DAG, run, CREATE, {"up_for_retry"}, within=SOON)
+    assert {each.id for each in on.manifests()} == before
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
+    assert on.client.tasks(DAG, run)[CREATE]["try_number"] == 2
+    [made] = [each for each in on.manifests() if each.id not in before]
+    assert made.attempt != killed
+    assert killed in attempts_of(on)  # unreferenced, and reaped later
+
+
+def attempts_of(on: Running) -> set[str]:
+    """Every attempt that has stored something."""
+    return {key.split("/")[5] for key in on.catalog.bucket.keys("full/")}
+
+
+def wait_until(look: Callable[[], set[str]], what: str) -> set[str]:
+    for _ in polls(SOON, what):
+        if found := look():
+            return found
+    raise AssertionError
+
+
+@contextmanager
+def stopped(s3: S3Server) -> Iterator[None]:
+    """Inside the block the store answers nobody."""
+    server = psutil.Process(s3.pid)
+    server.suspend()
+    try:
+        yield
+    finally:
+        server.resume()

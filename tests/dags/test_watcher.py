@@ -1,0 +1,93 @@
+"""A run fails when work or teardown fails, and only then: the pattern that every backup DAG relies on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# One process for all cases: Airflow's first `dag.test` in a process takes ten seconds, the next ones little.
+PROGRAM = """
+import json, logging
+from datetime import datetime, UTC
+from airflow.sdk import DAG, BaseOperator
+from include.errors import BackupError
+from include.operators.connections import ConnectionUnusable
+from include.operators.report import Watcher
+from include.operators.step import BackupStep
+
+class Step(BackupStep):
+    def __init__(self, *, error=None, **kwargs):
+        super().__init__(backup_type="full", **{"retries": 0, **kwargs})
+        self.error = error
+    def step(self, run):
+        if self.error:
+            raise self.error
+        return {"backup": str(run.backup)}
+
+def run(name, setup=None, work=None, teardown=None, **more):
+    with DAG(name, schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
+        first = Step(task_id="setup", error=setup)
+        middle = Step(task_id="work", error=work, **more)
+        last = Step(task_id="teardown", error=teardown).as_teardown(setups=first, on_failure_fail_dagrun=False)
+        first >> middle >> last
+        [middle, last] >> Watcher(task_id="watcher")
+    ended = dag.test()
+    states = {ti.task_id: str(ti.state) for ti in ended.get_task_instances()}
+    tries = {ti.task_id: ti.try_number for ti in ended.get_task_instances()}
+    return {"run": str(ended.state), "tasks": states, "tries": tries}
+
+failure = BackupError("It broke.", mend="Mend it.")
+print("TOLD " + json.dumps({
+    "well": run("well"),
+    "setup": run("setup", setup=failure),
+    "work": run("work", work=failure),
+    "teardown": run("teardown", teardown=failure),
+    "hopeless": run("hopeless", work=ConnectionUnusable("No connection.", mend="Add it."), retries=2),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, object]]]:
+    home = tmp_path_factory.mktemp("airflow")
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "PYTHONPATH": str(ROOT),
+    }
+    for command in (["-m", "airflow", "db", "migrate"], ["-c", PROGRAM]):
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr + done.stdout
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
+    (home / "output.txt").write_text(done.stdout + done.stderr)
+    return dict(json.loads(line.removeprefix("TOLD ")))
+
+
+def test_a_run_that_went_well_is_green(told: dict[str, dict[str, dict[str, object]]]) -> None:
+    assert told["well"]["run"] == "success"
+    assert told["well"]["tasks"] == {"setup": "success", "work": "success", "teardown": "success", "watcher": "skipped"}
+
+
+@pytest.mark.parametrize("failed", ["work", "teardown", "setup"])
+def test_a_run_in_which_anything_failed_is_red(failed: str, told: dict[str, dict[str, dict[str, object]]]) -> None:
+    assert told[failed]["run"] == "failed"
+    assert told[failed]["tasks"][failed] == "failed"
+    assert told[failed]["tasks"]["watcher"] == "failed"
+
+
+@pytest.mark.requirement("R4.3")
+def test_the_teardown_runs_after_failed_work(told: dict[str, dict[str, dict[str, object]]]) -> None:
+    assert told["work"]["tasks"]["teardown"] == "success"
+
+
+def test_what_no_other_try_can_mend_fails_at_once(told: dict[str, dict[str, dict[str, object]]]) -> None:
+    assert told["hopeless"]["tasks"]["work"] == "failed"
+    assert told["hopeless"]["tries"]["work"] == 1
