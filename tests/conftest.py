@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.server import terminated_like_interrupted
@@ -56,6 +57,13 @@ def s3_replica(sandbox_directory: Path) -> Iterator[S3Server]:
     """The region that backups are copied to (R3.2), on a server of its own."""
     with S3Server(sandbox_directory / "s3-replica", region="us-east-1") as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ceph(sandbox_directory: Path) -> Iterator[CephGateway]:
+    """Another S3 server, which ignores `If-None-Match` and checksums (Debian's `radosgw`, `ceph-mon`, `ceph-osd`)."""
+    with CephGateway(sandbox_directory / "ceph") as gateway:
+        yield gateway
 
 
 @pytest.fixture

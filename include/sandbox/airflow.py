@@ -49,7 +49,7 @@ class AirflowPart(LocalServer):
 
     def stop(self) -> None:
         """Ask it to stop, wait, and kill what is left: a task outlives the scheduler that started it."""
-        left = self._session()
+        left = self._family()
         try:
             super().stop()
         finally:
@@ -58,7 +58,7 @@ class AirflowPart(LocalServer):
                     process.kill()
             psutil.wait_procs(left, timeout=KILLED_WITHIN)
 
-    def _session(self) -> list[psutil.Process]:
+    def _family(self) -> list[psutil.Process]:
         """Everything that it started and is still there. A handle knows when its pid has gone to another process."""
         with contextlib.suppress(psutil.NoSuchProcess, BackupError):
             return psutil.Process(self.pid).children(recursive=True)

@@ -13,6 +13,7 @@ from include.backup.application import Application
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
+from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.synapse import Synapse
@@ -29,7 +30,7 @@ class Installation:
     """Synapse and its backups, on servers that somebody else started and stops."""
 
     postgres: PostgresServer
-    primary: S3Server
+    primary: S3Server | CephGateway
     replica: S3Server
     synapse: Synapse
     barrier: DatabaseLogin
@@ -44,7 +45,7 @@ class Installation:
         directory: Path,
         *,
         postgres: PostgresServer,
-        primary: S3Server,
+        primary: S3Server | CephGateway,
         replica: S3Server,
         suffix: str = "",
         scale: float = 1.0,
@@ -120,7 +121,7 @@ class Installation:
         }
 
     @staticmethod
-    def _bucket(server: S3Server, name: str) -> Bucket:
+    def _bucket(server: S3Server | CephGateway, name: str) -> Bucket:
         return Bucket(server.session(), name, region=server.region, endpoint_url=server.endpoint_url)
 
 
@@ -156,7 +157,7 @@ def _postgres(login: DatabaseLogin) -> dict[str, object]:
     }
 
 
-def _aws(server: S3Server, bucket: str) -> dict[str, object]:
+def _aws(server: S3Server | CephGateway, bucket: str) -> dict[str, object]:
     credentials = server.session().get_credentials()
     assert credentials is not None  # noqa: S101 - the sandbox's sessions are made with a key
     return {

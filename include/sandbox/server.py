@@ -93,7 +93,7 @@ class LocalServer(ABC):
         while True:
             tries -= 1
             # A port that was free when chosen may be taken when bound: where the choice was ours, choose again.
-            self._port = self._port or _free_port()
+            self._port = self._port or free_port()
             try:
                 return self._start_once()
             except ServerEndedError:
@@ -198,7 +198,8 @@ def terminated_like_interrupted() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
