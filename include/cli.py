@@ -20,8 +20,10 @@ from typing import Annotated, Any
 
 import boto3
 import typer
+from botocore.exceptions import BotoCoreError
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -37,7 +39,7 @@ from include.recovery.configuration import restore_configuration
 from include.recovery.database import restore_database
 from include.recovery.objects import restore_objects
 from include.recovery.opened import OpenedBackup
-from include.repository.catalog import Catalog, NoSuchBackup
+from include.repository.catalog import Catalog, Entry, NoSuchBackup
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest, moment_text
 from include.sources.postgres.login import DatabaseLogin
@@ -73,18 +75,21 @@ class _Place:
         bucket = Bucket(
             boto3.Session(),
             self.bucket or primary.bucket,
-            region=self.region
-            or os.environ.get("AWS_REGION")
-            or os.environ.get("AWS_DEFAULT_REGION")
-            or primary.region,
+            region=self.region_name(),
             endpoint_url=self.endpoint_url,
         )
         return Catalog(bucket, Keyring.load(self.keyring) if self.keyring else Keyring.from_environment())
+
+    def region_name(self) -> str:
+        # botocore knows AWS_DEFAULT_REGION only; every other SDK, AWS_REGION.
+        named = self.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        return named or self.policy().storage.primary.region
 
 
 @app.callback()
 def place(
     context: typer.Context,
+    *,
     bucket: Annotated[
         str | None, typer.Option(help="The bucket with the backups; the policy's primary unless given.")
     ] = None,
@@ -118,10 +123,11 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
             ]
         )
         return
+    refused: list[Entry] = []
     table = Table("backup", "as of", "rows", "objects", "raw", "stored", "ratio", box=None, pad_edge=False)
     for entry in entries:
         if (manifest := entry.manifest) is None:
-            table.add_row(entry.key, f"[red]refused[/]: {entry.refused}")
+            refused.append(entry)
             continue
         facts = summary(manifest)
         table.add_row(
@@ -133,7 +139,9 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
             _megabytes(manifest.stored_bytes),
             f"{facts['ratio']}",
         )
-    _out.print(table if entries else "There are no backups in this bucket.")
+    _out.print(table if table.rows else "There are no backups in this bucket.")
+    for entry in refused:
+        _out.print(f"[red]refused[/]: {escape(str(entry.refused))}", soft_wrap=True)
 
 
 @app.command()
@@ -148,13 +156,15 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
     _out.print(f"as of {moment_text(point.time)}, LSN {point.lsn}, restore point {point.restore_point}")
     _out.print(f"writers waited {facts['write_stop_ms']} ms; it took {facts['seconds']} s")
     _out.print(
-        f"database {manifest.database.name}: {manifest.database.tables} tables, {manifest.database.rows:,} rows; "
-        f"objects of {manifest.objects.bucket}: {manifest.objects.objects:,}; configuration at {point.configuration_commit}"
+        f"database {escape(manifest.database.name)}: "
+        f"{manifest.database.tables} tables, {manifest.database.rows:,} rows; "
+        f"objects of {manifest.objects.bucket}: {manifest.objects.objects:,}; "
+        f"configuration at {point.configuration_commit}"
     )
     table = Table("artifact", "component", "kept as", "raw", "stored", "segments", box=None, pad_edge=False)
     for artifact in manifest.artifacts:
         table.add_row(
-            *(artifact.name, artifact.component, artifact.retention_class),
+            *(escape(artifact.name), escape(artifact.component), artifact.retention_class),
             *(_megabytes(artifact.raw_bytes), _megabytes(artifact.stored_bytes), str(len(artifact.segments))),
         )
     for pack in manifest.packs:
@@ -164,7 +174,7 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
         )
     _out.print(table)
     for warning in manifest.warnings:
-        _err.print(f"[yellow]warning[/]: {warning}")
+        _err.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
 
 
 @app.command()
@@ -179,7 +189,8 @@ def verify(context: typer.Context, backup: BackupArgument, as_json: JsonOption =
     else:
         _out.print(
             f"{manifest.id} is whole: {facts['artifacts']} artifacts and {facts['objects']:,} objects, "
-            f"{_megabytes(facts['raw_bytes'])} from {_megabytes(facts['stored_bytes'])} stored, in {facts['seconds']} s."
+            f"{_megabytes(facts['raw_bytes'])} from {_megabytes(facts['stored_bytes'])} stored, "
+            f"in {facts['seconds']} s."
         )
 
 
@@ -187,6 +198,7 @@ def verify(context: typer.Context, backup: BackupArgument, as_json: JsonOption =
 def restore(
     context: typer.Context,
     backup: BackupArgument,
+    *,
     database: Annotated[
         str | None,
         typer.Option(
@@ -229,7 +241,7 @@ def restore(
             target = Bucket(
                 boto3.Session(profile_name=objects_profile),
                 objects,
-                region=context.obj.region,
+                region=context.obj.region_name(),
                 endpoint_url=objects_endpoint_url or context.obj.endpoint_url,
             )
             facts["objects"] = {"bucket": objects, "objects": restore_objects(opened, target)}
@@ -241,13 +253,12 @@ def restore(
         f"{manifest.id} is restored, as of {moment_text(manifest.consistency_point.time)}, in {facts['seconds']} s:"
     )
     if database:
-        _out.print(
-            f"  database {database}: {facts['database']['tables']} tables, {facts['database']['rows']:,} rows, equal to the source's"
-        )
+        tables, rows = facts["database"]["tables"], facts["database"]["rows"]
+        _out.print(f"  database {escape(database)}: {tables} tables, {rows:,} rows, equal to the source's")
     if objects:
         _out.print(f"  objects in {objects}: {facts['objects']['objects']:,}, each equal to the source's")
     if configuration:
-        _out.print(f"  configuration in {configuration}: commit {facts['configuration']['commit']}")
+        _out.print(f"  configuration in {escape(str(configuration))}: commit {facts['configuration']['commit']}")
 
 
 @app.command()
@@ -275,7 +286,7 @@ def decrypt(
         raise BackupError(f"{output} exists already.", mend="Name another file.")
     unfinished = output.with_name(f".{output.name}.unfinished")
     try:
-        with open(unfinished, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # noqa: PTH123 - mode
+        with open(unfinished, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.writelines(opened.read(artifact))
         unfinished.rename(output)
     finally:
@@ -298,13 +309,20 @@ def _server() -> DatabaseLogin:
     variables = os.environ
     return DatabaseLogin(
         host=variables.get("PGHOST", "localhost"),
-        port=int(variables.get("PGPORT", "5432")),
+        port=_port(variables.get("PGPORT") or "5432"),
         user=variables.get("PGUSER", "postgres"),
         password=variables.get("PGPASSWORD", ""),
         dbname=variables.get("PGDATABASE", "postgres"),
         sslmode=variables.get("PGSSLMODE", "prefer"),
         sslrootcert=variables.get("PGSSLROOTCERT"),
     )
+
+
+def _port(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise BackupError(f"PGPORT is {text!r}, and no number.", mend="Set it to the server's port.") from None
 
 
 @contextmanager
@@ -351,11 +369,15 @@ def main() -> None:
     except BackupError as failure:
         _tell(failure)
         sys.exit(FAILED)
+    except (OSError, BotoCoreError) as failure:
+        _tell(BackupError(f"{failure}.", mend="Mend what it names, then run the same command again."))
+        sys.exit(FAILED)
 
 
 def _tell(error: BackupError) -> None:
-    _err.print(f"[bold red]error[/]: {error.what}", highlight=False)
-    _err.print(f"  [bold]next[/]: {error.mend}", highlight=False)
+    # Names are told as they are: nothing in them is markup, and no line end is put into them.
+    _err.print(f"[bold red]error[/]: {escape(error.what)}", highlight=False, soft_wrap=True)
+    _err.print(f"  [bold]next[/]: {escape(error.mend)}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from include.pipeline.artifacts import write_artifact
 from include.pipeline.process import run_source
 from include.pipeline.progress import Progress
 from include.policy import Component, Policy
+from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.contents import (
     GLOBALS,
     INVENTORY,
@@ -29,7 +30,6 @@ from include.repository.contents import (
     configuration_files,
     object_index,
 )
-from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.envelopes import create_data_key
 from include.repository.layout import BackupId, new_attempt
 from include.repository.manifest import (
@@ -83,7 +83,7 @@ def stop_writes(application: Application, policy: Policy) -> dict[str, Any]:
     Writes themselves are stopped later, for milliseconds, inside `make_full_backup`. Raises `LongTransactions`.
     """
     with application.dump.connect(application_name="synapse-backups", autocommit=True) as session:
-        relations = list_relations(session, schemas_excluded=policy.sources.database.schemas_excluded)
+        relations = list_relations(session)
     blockers = find_blockers(application.barrier, relations.lockable, longer_than=policy.barrier.long_running)
     if blockers:
         raise LongTransactions(
@@ -122,9 +122,7 @@ def make_full_backup(
             application.barrier,
             application.dump,
             name=f"{backup}.{attempt}",
-            relations=lambda session: list_relations(
-                session, schemas_excluded=policy.sources.database.schemas_excluded
-            ),
+            relations=list_relations,
             policy=policy.barrier,
             while_stopped=_looker(application, lookers),
         ) as point,
@@ -336,14 +334,15 @@ class _Copy:
 
     def _write_objects(self, component: Component, named: frozenset[str]) -> None:
         source, bucket = self._application.objects, self._catalog.bucket
-        packed = PackedComponent(
-            list_component(
-                source,
-                component,
-                self._point.observations.objects_as_of,
-                named=named,
-                classified=self._policy.components_of("objects"),
-            ),
+        versions = list_component(
+            source,
+            component,
+            self._point.observations.objects_as_of,
+            named=named,
+            classified=self._policy.components_of("objects"),
+        )
+        with PackedComponent(
+            versions,
             source=source,
             bucket=bucket,
             keyring=self._catalog.keyring,
@@ -352,21 +351,22 @@ class _Copy:
             attempt=self._attempt,
             policy=self._policy.pipeline,
             progress=self._progress,
-        )
-        self._write(
-            object_index(component.name),
-            index_lines(packed),
-            component=component.name,
-            retention_class=component.retention_class,
-        )
+        ) as packed:
+            self._write(
+                object_index(component.name),
+                index_lines(packed),
+                component=component.name,
+                retention_class=component.retention_class,
+            )
         with self._lock:
             self._packs += packed.packs
             self._objects += packed.objects
             self._object_bytes += packed.raw_bytes
-            self._found |= packed.named
+            self._found |= packed.found
         if not component.prefixes and packed.objects:
             self._warnings.append(
-                f"{packed.objects} objects of {source} are in no component: they are kept as personal data."
+                f"{packed.objects} objects of {source} are in no component: "
+                f"they are kept as {component.retention_class} data."
             )
 
     def _write_repository(self) -> None:
@@ -384,7 +384,8 @@ class _Copy:
         files = configuration.files(component.files)
         if not files:
             self._warnings.append(f"Component {component.name}: no file matches {', '.join(component.files)}.")
-        self._files += len(files)
+        with self._lock:
+            self._files += len(files)
         self._write(
             configuration_files(component.name),
             configuration.tar(files),

@@ -73,11 +73,11 @@ def remove_scratch(root: Path, name: str) -> None:
         shutil.rmtree(scratch)
 
 
-def check_database(application: Application, policy: Policy) -> Facts:
+def check_database(application: Application) -> Facts:
     """Whether both logins reach the same primary, and its tools are here (R4.2)."""
     with application.dump.connect(application_name="synapse-backups", autocommit=True) as session:
         server = identify(session)
-        relations = list_relations(session, schemas_excluded=policy.sources.database.schemas_excluded)
+        relations = list_relations(session)
     with application.barrier.connect(application_name="synapse-backups", autocommit=True) as session:
         _must(
             identify(session) == server,

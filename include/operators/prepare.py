@@ -56,7 +56,7 @@ class ValidateDatabase(BackupStep):
         """The server's version and the tools'."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_database(run.application, run.policy)
+        return prepare.check_database(run.application)
 
 
 class ValidateStores(BackupStep):

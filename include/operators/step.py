@@ -73,9 +73,6 @@ class BackupStep(BaseOperator):
         self.log.info("This run makes %s.", backup)
         return self.step(BackupRun(backup, slot, self.scratch_root))
 
-    def on_kill(self) -> None:
-        """Nothing: a try that ends anywhere leaves nothing that another could mistake for a backup (law 5)."""
-
 
 def _hopeless() -> tuple[type[BackupError], ...]:
     """Errors that no other try can mend. Looked up only when one was raised: their modules are the engine.

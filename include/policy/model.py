@@ -243,7 +243,6 @@ class DatabaseSource(Section):
     barrier_connection: Text
     dump_connection: Text
     scratch_connection: Text
-    schemas_excluded: tuple[str, ...]
 
 
 class ObjectSource(Section):

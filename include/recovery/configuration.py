@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from include.errors import BackupError
+from include.pipeline.process import child_environment
 from include.recovery.objects import TargetNotEmpty
 from include.recovery.opened import OpenedBackup
 from include.repository.contents import REPOSITORY_BUNDLE
@@ -85,7 +87,9 @@ class _Readable(io.RawIOBase):
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    # Nobody's own settings (line endings, templates, hooks) may change what comes back.
+    environment = {**child_environment(), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise ConfigurationRefused(
             f"The configuration does not come back: `git {' '.join(arguments[:3])} …` said {done.stderr.strip()!r}.",

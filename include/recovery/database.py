@@ -13,14 +13,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
-from include.pipeline.process import run_sink
+from include.pipeline.process import child_environment, run_sink
 from include.recovery.opened import OpenedBackup
 from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, component_dump
 from include.sources.postgres.inventory import Inventory, compare, table_contents, take_inventory
@@ -35,8 +35,16 @@ APPLICATION = "synapse-backups"
 _INDEX_JOBS = 2
 _DIFFERENCES_TOLD = 5
 _IDENTIFIER = r"(?:\"(?:[^\"]|\"\")+\"|[^\s;\"]+)"
-_OWN_STATEMENT = re.compile(rf"(?:CREATE|ALTER) (?P<kind>ROLE|TABLESPACE) (?P<name>{_IDENTIFIER})")
+_ABOUT = re.compile(
+    rf"(?:CREATE|ALTER|COMMENT ON|SECURITY LABEL FOR {_IDENTIFIER} ON) "
+    rf"(?P<kind>ROLE|TABLESPACE) (?P<name>{_IDENTIFIER})"
+)
+_GRANTED = re.compile(
+    rf"(?:GRANT|REVOKE) (?:{_IDENTIFIER}|[A-Z, ]+ ON [A-Z]+ {_IDENTIFIER}) (?:TO|FROM) (?P<name>{_IDENTIFIER})"
+)
 _NAMED_DATABASE = re.compile(rf"\bDATABASE {_IDENTIFIER}")
+_BETWEEN = re.compile(r"(?:\s+|(?:--|\\)[^\n]*)*+")
+_STATEMENT = re.compile(r"(?:'(?:[^']|'')*+'|\"(?:[^\"]|\"\")*+\"|[^'\";])*+;")
 _OF_THE_DATABASE = re.compile(
     r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) \S+ DATABASE) "
 )
@@ -91,7 +99,9 @@ class _Restore:
     def __init__(self, backup: OpenedBackup, server: DatabaseLogin, name: str, scratch: Path) -> None:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
-        self._login = server.with_database(self._scratch_name)
+        # A database may be read-only by default, which is meant for its users and not for its restore.
+        writable = f"{server.options} -c default_transaction_read_only=off".strip()
+        self._login = replace(server, dbname=self._scratch_name, options=writable)
         self._tools = _tools_for(backup, server)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
@@ -137,11 +147,7 @@ class _Restore:
             there = {("ROLE", name) for (name,) in session.execute("SELECT rolname FROM pg_roles")}
             there |= {("TABLESPACE", name) for (name,) in session.execute("SELECT spcname FROM pg_tablespace")}
         script = b"".join(self._backup.read(GLOBALS)).decode()
-        self._execute(
-            statement
-            for statement in statements(script)
-            if not (own := _OWN_STATEMENT.match(statement)) or (own["kind"], _unquoted(own["name"])) not in there
-        )
+        self._execute(statement for statement in statements(script) if _subject(statement) not in there)
 
     def _create_as_it_was(self, pre_data: Path) -> None:
         """Create the scratch database with the locale, settings, owner and privileges that the dump recorded.
@@ -154,8 +160,13 @@ class _Restore:
         chosen.write_text("\n".join(line for line in listed if _OF_THE_DATABASE.match(line)) + "\n")
         script = self._run(*(self._tools.pg_restore, "--create", f"--use-list={chosen}", "--file=-", str(pre_data)))
         ours = f"DATABASE {_quoted(self._scratch_name)}"
-        # The name stands before any literal in each of these statements: the first match is it.
-        self._execute(_NAMED_DATABASE.sub(lambda _: ours, statement, count=1) for statement in statements(script))
+        # The name stands before any literal in each of these statements: the first match is it. The others are settings
+        # of pg_restore's own session, which an older server may not know.
+        self._execute(
+            _NAMED_DATABASE.sub(lambda _: ours, statement, count=1)
+            for statement in statements(script)
+            if _NAMED_DATABASE.search(statement)
+        )
 
     def _restore_rows(self) -> None:
         """Every component side by side: no index or constraint is there yet that one would need of another."""
@@ -196,6 +207,7 @@ class _Restore:
     def _execute(self, script: Iterable[str]) -> None:
         """Run statements one by one on the server's maintenance database. They may hold passwords: none is repeated."""
         with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+            session.execute("SET client_encoding = 'UTF8'")
             for statement in script:
                 try:
                     session.execute(statement.encode())
@@ -207,7 +219,7 @@ class _Restore:
                     ) from None
 
     def _run(self, *argv: str) -> str:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, env=child_environment(), check=False)
         if done.returncode:
             raise BackupError(
                 f"{Path(argv[0]).name} failed: {done.stderr.strip()}",
@@ -226,21 +238,29 @@ class _Restore:
 def statements(script: str) -> Iterator[str]:
     """The statements of a script that pg_dump or pg_dumpall wrote, without comments and psql's own commands.
 
-    A statement ends with a line that ends in a semicolon outside of quotes.
+    Both write a quote within quotes doubled, and comments and commands between statements only.
     """
-    lines: list[str] = []
-    for line in script.splitlines():
-        if not lines and (not line.strip() or line.startswith(("--", "\\"))):
-            continue
-        lines.append(line)
-        statement = "\n".join(lines)
-        if line.endswith(";") and statement.count("'") % 2 == 0 and statement.count('"') % 2 == 0:
-            yield statement
-            lines = []
-    if lines:
+    position = _end(_BETWEEN.match(script))
+    while position < len(script):
+        statement = _STATEMENT.match(script, position)
+        yield script[position : _end(statement)]
+        position = _end(_BETWEEN.match(script, _end(statement)))
+
+
+def _end(found: re.Match[str] | None) -> int:
+    if found is None:
         raise BackupError(
             "The dump of the roles or of the database ends within a statement.", mend="Use another backup."
         )
+    return found.end()
+
+
+def _subject(statement: str) -> tuple[str, str] | None:
+    """The role or tablespace that a statement makes or changes; a grant changes who gets it."""
+    if about := _ABOUT.match(statement):
+        return about["kind"], _unquoted(about["name"])
+    granted = _GRANTED.match(statement)
+    return ("ROLE", _unquoted(granted["name"])) if granted else None
 
 
 def _exists(server: DatabaseLogin, name: str) -> bool:

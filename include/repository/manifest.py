@@ -225,9 +225,10 @@ class Manifest(_Frozen):
             manifest = cls.model_validate(document)
             home = manifest.backup.manifest_key
         except (ValidationError, NotABackupId) as invalid:
-            what = f"{invalid.error_count()} fields do not fit" if isinstance(invalid, ValidationError) else invalid.what
+            what = "its id" if isinstance(invalid, NotABackupId) else f"{invalid.error_count()} fields"
             raise ManifestRefused(
-                f"{key} is signed, and no manifest of format {FORMAT}: {what}.", mend="Use the version that wrote it."
+                f"{key} is signed, and does not fit format {FORMAT} ({what}).",
+                mend="Use the version that wrote it.",
             ) from None
         if home != key:
             raise ManifestRefused(

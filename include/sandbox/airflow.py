@@ -49,20 +49,15 @@ class AirflowPart(LocalServer):
 
     def stop(self) -> None:
         """Ask it to stop, wait, and kill what is left: a task outlives the scheduler that started it."""
-        left = self._family()
+        session = self.pid if self.running else None
         try:
             super().stop()
         finally:
+            left = [process for process in psutil.process_iter() if session and _session(process) == session]
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(left, timeout=KILLED_WITHIN)
-
-    def _family(self) -> list[psutil.Process]:
-        """Everything that it started and is still there. A handle knows when its pid has gone to another process."""
-        with contextlib.suppress(psutil.NoSuchProcess, BackupError):
-            return psutil.Process(self.pid).children(recursive=True)
-        return []
 
     def _prepare(self) -> None:
         pass
@@ -351,9 +346,18 @@ def _settings(home: Path, dags: Path, metadata: DatabaseLogin) -> dict[str, str]
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
         "AIRFLOW__API__EXPOSE_CONFIG": "False",
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",  # a task starts 0.7 s sooner
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRY_WAIT_MAX": "2",  # orphans wait for an API server that is gone
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # the files do not change here
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
     }
+
+
+def _session(process: psutil.Process) -> int | None:
+    """The session that a process is in: each part leads one of its own, which whatever it starts stays in."""
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return None
 
 
 def _path(*parts: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import subprocess
 import tarfile
 import tempfile
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import IO
 
 from include.errors import BackupError
+from include.pipeline.process import child_environment
 
 _GIT_SECONDS = 60
+_READ_BYTES = 1 << 20
 
 
 class ConfigurationError(BackupError):
@@ -75,32 +78,45 @@ class Configuration:
         return sorted(path.relative_to(self.checkout) for path in found)
 
     def tar(self, files: Sequence[Path]) -> Iterator[bytes]:
-        """The files as a POSIX tar, with their modes and times, without the names of their owners."""
-        sink = _Collected()
-        with tarfile.open(mode="w|", fileobj=sink, format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
-            for file in files:
-                archive.add(self.checkout / file, arcname=str(file), recursive=False, filter=_anonymous)
-                yield from sink.drain()
-        yield from sink.drain()
+        """The files as a POSIX tar, with their modes and times, without their owners.
+
+        A link within the checkout stays a link; of one that leads out of it, what it leads to is taken, because a
+        restore puts nothing there. Raises `ConfigurationError` for a file that cannot be read.
+        """
+        for file in files:
+            try:
+                yield from self._member(file)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{self.checkout / file} cannot be read: {error.strerror}.",
+                    mend="Let this user read it, mend the link, or take it out of the component's files in the policy.",
+                ) from None
+        yield bytes(2 * tarfile.BLOCKSIZE)
+
+    def _member(self, file: Path) -> Iterator[bytes]:
+        path, member = self.checkout / file, tarfile.TarInfo(str(file))
+        if path.is_symlink() and self._stays_inside(path):
+            member.type, member.linkname, member.mode = tarfile.SYMTYPE, str(path.readlink()), 0o777
+            yield _header(member)
+            return
+        with path.open("rb") as content:
+            state = os.fstat(content.fileno())
+            member.size, member.mode, member.mtime = state.st_size, stat.S_IMODE(state.st_mode), state.st_mtime
+            yield _header(member)
+            left = member.size
+            while left and (chunk := content.read(min(left, _READ_BYTES))):
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise ConfigurationError(f"{path} was cut while it was read.", mend="The run is retried.")
+        yield bytes(-member.size % tarfile.BLOCKSIZE)
+
+    def _stays_inside(self, link: Path) -> bool:
+        return not link.readlink().is_absolute() and link.resolve().is_relative_to(self.checkout.resolve())
 
     def _git(self, *arguments: str) -> str:
         # A worker is often not the owner of the checkout: git would refuse it, and reading is all that is done here.
         return _run("git", "-c", f"safe.directory={self.checkout.resolve()}", "-C", str(self.checkout), *arguments)
-
-
-class _Collected:
-    """A file for `tarfile` to write to, emptied as it fills."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def write(self, data: bytes) -> int:
-        self._pieces.append(bytes(data))
-        return len(data)
-
-    def drain(self) -> Iterator[bytes]:
-        pieces, self._pieces = self._pieces, []
-        yield from pieces
 
 
 def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
@@ -116,14 +132,12 @@ def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
         return names
 
 
-def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
+def _header(member: tarfile.TarInfo) -> bytes:
+    return member.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
 
 def _run(*argv: str, feed: str | None = None) -> str:
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    environment = {**child_environment(), "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
             argv, input=feed, capture_output=True, text=True, timeout=_GIT_SECONDS, env=environment, check=False

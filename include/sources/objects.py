@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from datetime import datetime
 from itertools import groupby
 from queue import Empty, Queue
-from typing import Any
+from typing import Any, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
@@ -104,8 +103,9 @@ def list_component(
 class PackedComponent:
     """Packs one component's objects, and tells its index as it goes.
 
-    Iterate it once: the entries come in the order in which their objects are done. When the iteration ends, every pack is
-    durable and `packs`, `objects`, `raw_bytes` and `named` (those of `named` that were found) are complete; any failure is raised from the iteration.
+    Use as a context manager, whose end stops the packing whatever ended it, and iterate it once: the entries come in
+    the order in which their objects are done, and any failure is raised from the iteration. When it ends, every pack is
+    durable, and `packs`, `objects`, `raw_bytes` and `found` (those of `named` that there are) are complete.
     """
 
     def __init__(
@@ -123,46 +123,47 @@ class PackedComponent:
     ) -> None:
         self._versions, self._source, self._bucket, self._keyring = versions, source, bucket, keyring
         self._component, self._attempt, self._policy, self._progress = component, attempt, policy, progress
-        self._lock = threading.Lock()
-        self._failed = threading.Event()
-        self._done: Queue[IndexEntry | BaseException | None] = Queue(_WAITING_ENTRIES)
-        self.packs: list[Pack] = []
         self._named = named
-        self.objects = self.raw_bytes = 0
-        self.named: set[str] = set()
-
-    def __iter__(self) -> Iterator[IndexEntry]:
-        workers = [
-            threading.Thread(target=self._work, name=f"pack-{n}", daemon=True)
-            for n in range(self._policy.parts_in_flight)
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._done: Queue[IndexEntry | BaseException | None] = Queue(_WAITING_ENTRIES)
+        self._workers = [
+            threading.Thread(target=self._work, name=f"pack-{number}", daemon=True)
+            for number in range(policy.parts_in_flight)
         ]
-        with ExitStack() as stack:
-            stack.callback(self._stop, workers)
-            for worker in workers:
-                worker.start()
-            running = len(workers)
-            while running:
-                entry = self._done.get()
-                if isinstance(entry, BaseException):
-                    raise entry
-                if entry is None:
-                    running -= 1
-                    continue
-                self.objects += 1
-                self.raw_bytes += entry.size
-                if entry.key in self._named:
-                    self.named.add(entry.key)
-                yield entry
+        self.packs: list[Pack] = []
+        self.objects = self.raw_bytes = 0
+        self.found: set[str] = set()
 
-    def _stop(self, workers: list[threading.Thread]) -> None:
-        """Let no worker outlive the iteration, whichever way it ended: one that waits to hand over is let go."""
-        self._failed.set()
-        for worker in workers:
+    def __enter__(self) -> Self:
+        for worker in self._workers:
+            worker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let no worker outlive the block: one that waits to hand over is let go."""
+        self._stopped.set()
+        for worker in self._workers:
             while worker.is_alive():
                 try:
                     self._done.get(timeout=0.05)
                 except Empty:
                     worker.join(timeout=0.05)
+
+    def __iter__(self) -> Iterator[IndexEntry]:
+        running = len(self._workers)
+        while running:
+            entry = self._done.get()
+            if isinstance(entry, BaseException):
+                raise entry
+            if entry is None:
+                running -= 1
+                continue
+            self.objects += 1
+            self.raw_bytes += entry.size
+            if entry.key in self._named:
+                self.found.add(entry.key)
+            yield entry
 
     def _work(self) -> None:
         try:
@@ -175,12 +176,11 @@ class PackedComponent:
                 policy=self._policy,
                 progress=self._progress,
             ) as writer:
-                while (version := self._next()) is not None and not self._failed.is_set():
-                    self._done.put(_pack(version, self._source, writer))
-                if not self._failed.is_set():
-                    writer.close()
-                    with self._lock:
-                        self.packs.extend(writer.packs)
+                while (version := self._next()) is not None:
+                    self._done.put(self._pack(version, writer))
+                writer.close()
+                with self._lock:
+                    self.packs.extend(writer.packs)
         except BaseException as failure:
             self._done.put(failure)
         else:
@@ -189,6 +189,44 @@ class PackedComponent:
     def _next(self) -> ObjectVersion | None:
         with self._lock:
             return next(self._versions, None)
+
+    def _pack(self, version: ObjectVersion, writer: PackWriter) -> IndexEntry:
+        source = self._source
+        answer, content = source.open_version(version.key, version_id=version.version_id, etag=version.etag)
+        digest, size = hashlib.sha256(), 0
+
+        def digested() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in content:
+                if self._stopped.is_set():
+                    raise _StoppedError
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+
+        members = writer.add(digested())
+        if size != version.size:
+            raise BackupError(
+                f"{source}/{version.key} (version {version.version_id}) has {size} bytes "
+                f"where {version.size} were listed.",
+                mend="The run is retried; if it fails again, look at that object.",
+            )
+        return IndexEntry(
+            key=version.key,
+            version_id=version.version_id,
+            modified=version.modified,
+            etag=version.etag,
+            size=size,
+            sha256=digest.hexdigest(),
+            headers={name: answer[name] for name in KEPT_HEADERS if answer.get(name)},
+            metadata=dict(answer.get("Metadata", {})),
+            tags=_tags(source, version, answer),
+            members=members,
+        )
+
+
+class _StoppedError(Exception):
+    """The block that wanted the objects has ended; nobody hears this."""
 
 
 def index_lines(entries: Iterable[IndexEntry]) -> Iterator[bytes]:
@@ -219,40 +257,7 @@ def require_versions(source: Bucket) -> None:
 
 def versioning_command(bucket: Bucket) -> str:
     """What a person runs so that a bucket keeps versions."""
-    return (
-        f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
-    )
-
-
-def _pack(version: ObjectVersion, source: Bucket, writer: PackWriter) -> IndexEntry:
-    answer, content = source.open_version(version.key, version_id=version.version_id, etag=version.etag)
-    digest, size = hashlib.sha256(), 0
-
-    def digested() -> Iterator[bytes]:
-        nonlocal size
-        for chunk in content:
-            digest.update(chunk)
-            size += len(chunk)
-            yield chunk
-
-    members = writer.add(digested())
-    if size != version.size:
-        raise BackupError(
-            f"{source}/{version.key} (version {version.version_id}) has {size} bytes where {version.size} were listed.",
-            mend="The run is retried; if it fails again, look at that object.",
-        )
-    return IndexEntry(
-        key=version.key,
-        version_id=version.version_id,
-        modified=version.modified,
-        etag=version.etag,
-        size=size,
-        sha256=digest.hexdigest(),
-        headers={name: answer[name] for name in KEPT_HEADERS if answer.get(name)},
-        metadata=dict(answer.get("Metadata", {})),
-        tags=_tags(source, version, answer),
-        members=members,
-    )
+    return f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
 
 
 def _tags(source: Bucket, version: ObjectVersion, answer: Any) -> dict[str, str]:

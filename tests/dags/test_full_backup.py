@@ -23,7 +23,8 @@ bag = DagBag(sys.argv[1])
 def told(task):
     return {
         "up": sorted(task.upstream_task_ids), "down": sorted(task.downstream_task_ids),
-        "rule": str(task.trigger_rule.value), "setup": task.is_setup, "teardown": task.is_teardown, "fails_run": task.on_failure_fail_dagrun,
+        "rule": str(task.trigger_rule.value), "setup": task.is_setup,
+        "teardown": task.is_teardown, "fails_run": task.on_failure_fail_dagrun,
         "doc": task.doc_md, "retries": task.retries, "owner": task.owner, "type": type(task).__name__,
         "seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
     }

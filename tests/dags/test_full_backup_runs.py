@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from email import message_from_bytes
+from email.policy import default as email_policy
 from pathlib import Path
 
 import psutil
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import Envelope
 from psycopg import sql
 
 from include.pipeline.progress import Progress
@@ -46,6 +51,7 @@ class Running:
     services: AirflowServices
     client: AirflowClient
     catalog: Catalog
+    mails: list[Envelope]
     ran: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -108,14 +114,44 @@ def on(
     with ExitStack() as stack:
         stack.callback(installation.synapse.destroy)
         scratch = make_scratch_login(postgres.superuser)
+        mailbox = Mailbox()
+        mails = Controller(mailbox, hostname="127.0.0.1", port=free_port())
+        mails.start()
+        stack.callback(mails.stop)
         services = AirflowServices(
             home / "airflow",
             metadata=postgres.superuser.with_database(f"airflow{suffix}"),
-            connections=installation.connections() | {"synapse_database_scratch": scratch},
+            connections={
+                **installation.connections(),
+                "synapse_database_scratch": scratch,
+                "synapse_notifications": make_mail_connection(mails.port),
+            },
             variables=installation.variables(),
         )
         stack.enter_context(services)
-        yield Running(installation, services, services.client(), installation.catalog())
+        yield Running(installation, services, services.client(), installation.catalog(), mailbox.mails)
+
+
+class Mailbox:
+    """Keeps every mail."""
+
+    def __init__(self) -> None:
+        self.mails: list[Envelope] = []
+
+    async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:  # noqa: N802
+        self.mails.append(envelope)
+        return "250 OK"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_mail_connection(port: int) -> dict[str, object]:
+    extra = {"from_email": "backups@synapse.example", "disable_ssl": True, "disable_tls": True}
+    return {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
 
 
 def make_scratch_login(server: DatabaseLogin) -> dict[str, object]:
@@ -163,6 +199,9 @@ def test_a_run_tells_what_it_did(on: Running) -> None:
     report = on.client.log(DAG, run, "report.success_report")
     for word in (made["id"], "write stop", "integrity", "sample_restore"):
         assert word in report
+    subjects = [subject_of(mail) for mail in on.mails]
+    assert f"{made['id']} succeeded and is verified" in subjects
+    assert f"{made['id']} is made and is being verified" in subjects
     scratch = on.client.xcom(DAG, run, "prepare.create_temporary_directory")["scratch"]
     assert not Path(scratch).exists()
 
@@ -226,6 +265,39 @@ def test_a_task_killed_in_mid_upload_is_tried_again_and_one_backup_is_committed(
     [made] = [each for each in on.manifests() if each.id not in before]
     assert made.attempt != killed
     assert killed in attempts_of(on)  # unreferenced, and reaped later
+
+
+@only_on_18
+@pytest.mark.requirement("R4.2", "R4.6")
+def test_a_run_that_fails_alerts_with_the_mend_and_leaves_nothing(on: Running) -> None:
+    on.scheduled()
+    before = on.manifests()
+    on.installation.keyring.chmod(0o644)
+    try:
+        run = on.client.trigger(DAG)
+        assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
+    finally:
+        on.installation.keyring.chmod(0o600)
+    tasks = on.client.tasks(DAG, run)
+    assert (tasks["prepare.verify_permissions"]["state"], tasks["prepare.verify_permissions"]["try_number"]) == (
+        "failed",
+        1,  # no other try could mend it
+    )
+    assert {tasks[name]["state"] for name in ("execute.stop_writes", CREATE, "execute.resume_writes")} == {
+        "upstream_failed"
+    }
+    assert tasks["watcher"]["state"] == "failed"
+    assert tasks["remove_temporary_directory"]["state"] == "success"
+    assert on.manifests() == before
+    [alert] = [mail for mail in on.mails if subject_of(mail).endswith("FAILED")]
+    assert alert.rcpt_tos == list(load_policy().notifications.error_alert)
+    text = message_from_bytes(alert.content or b"", policy=email_policy).get_body().get_content()
+    for words in ("prepare.verify_permissions", "can be reached by others", "chmod 600"):
+        assert words in text
+
+
+def subject_of(mail: Envelope) -> str:
+    return str(message_from_bytes(mail.content or b"", policy=email_policy)["Subject"])
 
 
 def attempts_of(on: Running) -> set[str]:

@@ -12,10 +12,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # One process for all cases: Airflow's first `dag.test` in a process takes ten seconds, the next ones little.
-PROGRAM = """
-import json, logging
+CASES = """
 from datetime import datetime, UTC
-from airflow.sdk import DAG, BaseOperator
+from airflow.sdk import DAG
 from include.errors import BackupError
 from include.operators.connections import ConnectionUnusable
 from include.operators.report import Watcher
@@ -30,44 +29,53 @@ class Step(BackupStep):
             raise self.error
         return {"backup": str(run.backup)}
 
-def run(name, setup=None, work=None, teardown=None, **more):
+def case(name, setup=None, work=None, teardown=None, **more):
     with DAG(name, schedule=None, start_date=datetime(2026, 1, 1, tzinfo=UTC)) as dag:
         first = Step(task_id="setup", error=setup)
         middle = Step(task_id="work", error=work, **more)
         last = Step(task_id="teardown", error=teardown).as_teardown(setups=first, on_failure_fail_dagrun=False)
         first >> middle >> last
         [middle, last] >> Watcher(task_id="watcher")
-    ended = dag.test()
-    states = {ti.task_id: str(ti.state) for ti in ended.get_task_instances()}
-    tries = {ti.task_id: ti.try_number for ti in ended.get_task_instances()}
-    return {"run": str(ended.state), "tasks": states, "tries": tries}
+    return dag
 
 failure = BackupError("It broke.", mend="Mend it.")
-print("TOLD " + json.dumps({
-    "well": run("well"),
-    "setup": run("setup", setup=failure),
-    "work": run("work", work=failure),
-    "teardown": run("teardown", teardown=failure),
-    "hopeless": run("hopeless", work=ConnectionUnusable("No connection.", mend="Add it."), retries=2),
-}))
+well = case("well")
+setup = case("setup", setup=failure)
+work = case("work", work=failure)
+teardown = case("teardown", teardown=failure)
+hopeless = case("hopeless", work=ConnectionUnusable("No connection.", mend="Add it."), retries=2)
+"""
+RUN = """
+import json, cases
+def run(dag):
+    ended = dag.test()
+    tasks = ended.get_task_instances()
+    return {
+        "run": str(ended.state),
+        "tasks": {each.task_id: str(each.state) for each in tasks},
+        "tries": {each.task_id: each.try_number for each in tasks},
+    }
+every = (cases.well, cases.setup, cases.work, cases.teardown, cases.hopeless)
+print("TOLD " + json.dumps({dag.dag_id: run(dag) for dag in every}))
 """
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, object]]]:
     home = tmp_path_factory.mktemp("airflow")
+    (home / "dags").mkdir()
+    (home / "dags" / "cases.py").write_text(CASES)
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{home / 'dags'}",
     }
-    for command in (["-m", "airflow", "db", "migrate"], ["-c", PROGRAM]):
+    for command in (["-m", "airflow", "db", "migrate"], ["-c", RUN]):
         done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr + done.stdout
     [line] = [line for line in done.stdout.splitlines() if line.startswith("TOLD ")]
-    (home / "output.txt").write_text(done.stdout + done.stderr)
     return dict(json.loads(line.removeprefix("TOLD ")))
 
 

@@ -183,7 +183,7 @@ def test_the_point_says_where_and_when_it_is(application: Application) -> None:
 
 @pytest.mark.requirement("R4.3")
 def test_a_transaction_that_was_writing_is_in_the_snapshot(application: Application) -> None:
-    with application.session() as writer, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, application.session() as writer:
         writer.execute("INSERT INTO notes VALUES ('in flight')")
         held = pool.submit(_read_in_snapshot, application, "SELECT body FROM notes", lock_timeout=timedelta(seconds=5))
         application.wait_for_l()
@@ -242,9 +242,9 @@ def test_a_prepared_transaction_is_named_by_its_gid(application: Application) ->
 
 def test_who_waits_before_the_barrier_is_named_with_whom_it_waits_for(application: Application) -> None:
     with (
-        application.session("report") as reader,
-        application.session("migration") as migration,
         ThreadPoolExecutor(1) as pool,
+        application.session("migration") as migration,
+        application.session("report") as reader,
     ):
         reader.execute("SELECT * FROM notes")
         altering = pool.submit(migration.execute, "ALTER TABLE notes ADD COLUMN more text")
@@ -253,6 +253,7 @@ def test_who_waits_before_the_barrier_is_named_with_whom_it_waits_for(applicatio
             pass
         assert caught.value.blockers[0].waits_for == (reader.info.backend_pid,)
         assert "ACCESS SHARE" in caught.value.what
+        assert "ALTER TABLE notes" in caught.value.what
         reader.rollback()
         altering.result()
 
@@ -264,7 +265,7 @@ def test_the_barrier_and_not_the_application_is_the_victim_of_a_deadlock(applica
     The application checks for a deadlock a second after it began to wait, before L would without its own short timeout.
     """
     application.run(*(f"CREATE TABLE {name} (x int)" for name in ("aaa", "bbb", "ccc")))
-    with application.session() as other, application.session("writer") as writer, ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, application.session() as other, application.session("writer") as writer:
         other.execute("INSERT INTO bbb VALUES (1)")
         writer.execute("INSERT INTO ccc VALUES (1)")
         count = "SELECT (SELECT count(*) FROM aaa), (SELECT count(*) FROM bbb), (SELECT count(*) FROM ccc)"

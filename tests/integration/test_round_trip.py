@@ -2,66 +2,209 @@
 
 from __future__ import annotations
 
-import secrets
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-import psycopg
 import pytest
 
-from include.backup.application import Application
-from include.backup.full import make_full_backup
+from include.backup import full
+from include.backup.full import make_full_backup, resume_writes, stop_writes, summary
 from include.backup.verify import check_integrity, check_sizes, restore_sample
-from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
-from include.pipeline.store import Bucket
-from include.policy import Policy, load_policy
+from include.policy import load_policy
 from include.recovery.configuration import restore_configuration
 from include.recovery.database import restore_database
 from include.recovery.objects import restore_objects
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
+from include.repository.manifest import Manifest, Slot
+from include.sandbox.fingerprint import Fingerprint
+from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
-from include.sandbox.synapse import Synapse
-from include.sources.configuration import Configuration
+
+MIDNIGHT = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
+SLOT = Slot(start=datetime(2026, 11, 21, tzinfo=UTC), end=datetime(2026, 11, 22, tzinfo=UTC))
+POLICY = load_policy()
 
 
-def test_scratch(tmp_path, postgres18, s3_primary):
-    import time
-    t=time.time()
-    sup = postgres18.superuser
-    name = s3_primary.create_bucket("app-"+secrets.token_hex(4))
-    bb = s3_primary.create_bucket("bk-"+secrets.token_hex(4))
-    syn = Synapse(database=sup, objects=s3_primary.client(), bucket=name, configuration=tmp_path/"conf")
-    syn.seed()
-    print("seed", time.time()-t); t=time.time()
-    fp = syn.fingerprint()
-    print("fp", time.time()-t); t=time.time()
-    k = Keyring.create(tmp_path/"keyring.json")
-    bucket = Bucket(s3_primary.session(), bb, endpoint_url=s3_primary.endpoint_url)
-    cat = Catalog(bucket, k)
-    objs = Bucket(s3_primary.session(), name, endpoint_url=s3_primary.endpoint_url)
-    db = sup.with_database("synapse")
-    app = Application(barrier=db, dump=db, objects=objs, configuration=Configuration(tmp_path/"conf"))
-    pol = load_policy()
-    bid = BackupId("full", datetime(2026,11,22,tzinfo=UTC))
-    m = make_full_backup(bid, slot=None, application=app, catalog=cat, policy=pol, scratch=tmp_path)
-    print("backup", time.time()-t); t=time.time()
-    from include.backup.full import summary
-    print(summary(m), m.warnings)
-    print(check_integrity(cat, bid, pol, scratch=tmp_path), time.time()-t); t=time.time()
-    print(check_sizes(cat, bid, pol, scratch=tmp_path), time.time()-t); t=time.time()
-    for d in range(1,5):
-        print(restore_sample(cat, bid, pol, server=sup, day=date(2026,1,d), scratch=tmp_path), time.time()-t); t=time.time()
-    syn.destroy()
-    print("destroy", time.time()-t); t=time.time()
-    with Progress("restore") as p:
-        o = OpenedBackup(cat, m, policy=pol.pipeline, progress=p)
-        print(restore_database(o, server=sup, name="synapse", scratch=tmp_path), time.time()-t); t=time.time()
-        print(restore_objects(o, objs), time.time()-t); t=time.time()
-        print(restore_configuration(o, tmp_path/"conf"), time.time()-t); t=time.time()
-    assert fp.difference(syn.fingerprint()) == []
+@dataclass(frozen=True)
+class BackedUp:
+    """An application, what it was, and its backup."""
+
+    installation: Installation
+    before: Fingerprint
+    manifest: Manifest
+    scratch: Path
+
+    def backup_again(self, backup: BackupId = MIDNIGHT) -> Manifest:
+        return back_up(self.installation, self.scratch, backup)
+
+
+def back_up(installation: Installation, scratch: Path, backup: BackupId, *, catalog: Catalog | None = None) -> Manifest:
+    return make_full_backup(
+        backup,
+        slot=SLOT,
+        application=installation.application(),
+        catalog=catalog or installation.catalog(),
+        policy=POLICY,
+        scratch=scratch,
+    )
+
+
+@pytest.fixture(scope="module", params=["postgres18", "postgres15"])
+def backed_up(
+    request: pytest.FixtureRequest,
+    s3_primary: S3Server,
+    s3_replica: S3Server,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[BackedUp]:
+    directory = tmp_path_factory.mktemp("round-trip")
+    installation = Installation.make(
+        directory,
+        postgres=request.getfixturevalue(request.param),
+        primary=s3_primary,
+        replica=s3_replica,
+        suffix=f"-trip-{request.param}",
+        scale=0.05,
+    )
+    before = installation.synapse.fingerprint()
+    yield BackedUp(installation, before, back_up(installation, directory, MIDNIGHT), directory)
+    installation.synapse.destroy()
+
+
+@pytest.mark.requirement("R1.1", "R2.1", "R2.2", "R2.3", "R4.5")
+def test_the_backup_is_whole_and_its_samples_equal_their_source(backed_up: BackedUp) -> None:
+    catalog, scratch = backed_up.installation.catalog(), backed_up.scratch
+    integrity = check_integrity(catalog, MIDNIGHT, POLICY, scratch=scratch)
+    sizes = check_sizes(catalog, MIDNIGHT, POLICY, scratch=scratch)
+    samples = [
+        restore_sample(
+            catalog, MIDNIGHT, POLICY, server=backed_up.installation.postgres.superuser, day=day, scratch=scratch
+        )
+        for day in (date(2026, 1, number) for number in range(1, 5))
+    ]
+
+    assert integrity["objects"] == len(backed_up.before.objects)
+    assert integrity["artifacts"] == len(backed_up.manifest.artifacts)
+    assert sizes["rows"] == sum(table.rows for table in rows_of(backed_up.before))
+    assert {sample["component"] for sample in samples} == set(POLICY.verification.sample_components)
+    assert all(sample["rows"] for sample in samples)
+
+
+def rows_of(before: Fingerprint) -> list:
+    # The fingerprint counts materialized views too; a backup makes them again from their definitions.
+    return [table for name, table in before.tables.items() if name != "public.monthly_usage"]
+
+
+@pytest.mark.requirement("R4.3")
+def test_the_backup_is_made_by_logins_that_own_nothing(backed_up: BackedUp) -> None:
+    application = backed_up.installation.application()
+
+    assert (application.barrier.user, application.dump.user) == ("synapse_backup_barrier", "synapse_backup_dump")
+    assert stop_writes(application, POLICY)["blockers"] == 0
+    assert resume_writes(application, MIDNIGHT) == {"ended": []}
+
+
+@pytest.mark.requirement("R6.1", "R6.3")
+def test_its_summary_tells_size_speed_and_write_stop(backed_up: BackedUp) -> None:
+    facts = summary(backed_up.manifest)
+
+    assert facts["raw_bytes"] > facts["stored_bytes"] > 0
+    assert facts["ratio"] > 1
+    assert 0 < facts["locks_held_ms"] <= facts["write_stop_ms"] < 5_000
+    assert facts["objects"] == len(backed_up.before.objects)
+    assert facts["commit"] == backed_up.before.configuration["HEAD"]
+
+
+def test_the_same_id_again_is_the_committed_one(backed_up: BackedUp) -> None:
+    again = backed_up.backup_again()
+
+    assert again == backed_up.manifest
+    assert len(backed_up.installation.catalog().entries()) == 1
+
+
+def test_another_try_that_comes_late_changes_nothing(backed_up: BackedUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zombie that believes nothing is committed works to its end, and loses."""
+    monkeypatch.setattr(Catalog, "find", lambda *_: None)
+    late = backed_up.backup_again()
+
+    assert late == backed_up.manifest
+    assert [entry.manifest for entry in backed_up.installation.catalog().entries()] == [backed_up.manifest]
+
+
+def test_two_tries_at_once_commit_one_backup(backed_up: BackedUp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both reach their commit before either writes; the loser hands back the winner's manifest."""
+    backup = BackupId("full", datetime(2026, 11, 23, tzinfo=UTC))
+    both, commit, tried = threading.Barrier(2, timeout=120), Catalog.commit, []
+
+    def meet(catalog: Catalog, manifest: Manifest) -> Manifest:
+        tried.append(manifest.attempt)
+        both.wait()
+        return commit(catalog, manifest)
+
+    monkeypatch.setattr(Catalog, "commit", meet)
+    made: list[Manifest] = []
+    tries = [threading.Thread(target=lambda: made.append(backed_up.backup_again(backup))) for _ in range(2)]
+    for one in tries:
+        one.start()
+    for one in tries:
+        one.join()
+
+    assert len(set(tried)) == 2
+    assert made[0] == made[1]
+    assert made[0].attempt in tried
+    assert backed_up.installation.catalog().get(backup) == made[0]
+
+
+def test_a_failure_of_one_stream_stops_the_others_and_commits_nothing(
+    backed_up: BackedUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = BackupId("full", datetime(2026, 11, 24, tzinfo=UTC))
+    monkeypatch.setattr(full.PackedComponent, "_pack", fail)
+    with pytest.raises(ZeroDivisionError):
+        backed_up.backup_again(backup)
+
+    installation = backed_up.installation
+    assert installation.catalog().find(backup) is None
+    assert unfinished_uploads(installation) == []
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("pack-", "stream"))]
+    assert sessions(installation.postgres) == []
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+def unfinished_uploads(installation: Installation) -> list:
+    return installation.primary.client().list_multipart_uploads(Bucket=installation.backups).get("Uploads", [])
+
+
+def sessions(server: PostgresServer) -> list:
+    with server.superuser.connect(application_name="test") as session:
+        return session.execute(
+            "SELECT application_name FROM pg_stat_activity WHERE application_name ~ '^full-'"
+        ).fetchall()
+
+
+@pytest.mark.requirement("R5.1", "R2.1", "R2.2", "R2.3")
+def test_everything_that_was_lost_comes_back_equal(backed_up: BackedUp) -> None:
+    """The last test of the module: it destroys the application."""
+    installation, synapse = backed_up.installation, backed_up.installation.synapse
+    catalog = installation.catalog()
+    synapse.destroy()
+    with Progress("restore") as progress:
+        opened = OpenedBackup(catalog, catalog.get(MIDNIGHT), policy=POLICY.pipeline, progress=progress)
+        server = installation.postgres.superuser
+        restored = restore_database(opened, server=server, name=synapse.database.dbname, scratch=backed_up.scratch)
+        objects = restore_objects(opened, installation.application().objects)
+        commit = restore_configuration(opened, synapse.configuration)
+
+    assert backed_up.before.difference(synapse.fingerprint()) == []
+    assert (restored.rows, restored.tables) == (backed_up.manifest.database.rows, backed_up.manifest.database.tables)
+    assert objects == len(backed_up.before.objects)
+    assert commit == backed_up.before.configuration["HEAD"]

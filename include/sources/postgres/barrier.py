@@ -179,8 +179,8 @@ class _Barrier(Generic[Observed]):
         with _refusals(), _session(self.barrier_login, f"{self.name}.L", _settings_of_l(self.policy)) as l_:
             server = _same_server(s, l_)
             listed = self.relations(s)
-            _lock(s, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", listed.lockable, "ACCESS SHARE")
-            waited = _lock(l_, "BEGIN READ ONLY", listed.lockable, "SHARE")
+            _begin_and_lock(s, "ISOLATION LEVEL REPEATABLE READ READ ONLY", listed.lockable, "ACCESS SHARE", witness=l_)
+            waited = _begin_and_lock(l_, "READ ONLY", listed.lockable, "SHARE", witness=l_)
             locked_at = time.monotonic()
             restore_point = self._restore_point(number)
             lsn, moment = _row(l_, "SELECT pg_create_restore_point(%s)::text, clock_timestamp()", restore_point)
@@ -286,9 +286,14 @@ def _same_server(snapshotter: Session, locker: Session) -> ServerIdentity:
     return server
 
 
-def _lock(session: Session, begin: LiteralString, tables: Sequence[Relation], mode: LockMode) -> float:
-    """Begin a transaction and lock; the seconds it took. Raises `_TryAgain` with the blockers named."""
-    session.execute(sql.SQL(begin))
+def _begin_and_lock(
+    session: Session, begin: LiteralString, tables: Sequence[Relation], mode: LockMode, *, witness: Session
+) -> float:
+    """Begin a transaction of that kind and lock; the seconds that the locks took.
+
+    Raises `_TryAgain` with the blockers named, as `witness` sees them (only L's login sees strangers' queries).
+    """
+    session.execute(sql.SQL("BEGIN {}").format(sql.SQL(begin)))
     started = time.monotonic()
     try:
         if tables:
@@ -296,7 +301,7 @@ def _lock(session: Session, begin: LiteralString, tables: Sequence[Relation], mo
     except _BUSY as error:
         session.execute("ROLLBACK")
         reason = f"{mode} on {len(tables)} tables was not to be had ({_said(error)})"
-        raise _TryAgain(reason, blockers_of(session, tables, mode=mode)) from error
+        raise _TryAgain(reason, blockers_of(witness, tables, mode=mode)) from error
     except _MOVED as error:
         raise _TryAgain(f"the database changed while it was being locked ({_said(error)})") from error
     return time.monotonic() - started

@@ -2,7 +2,7 @@
 
 From `pg_locks`, `pg_stat_activity` and `pg_prepared_xacts`
 (https://www.postgresql.org/docs/current/view-pg-locks.html). A login without `pg_monitor` sees a stranger's pid and
-application, and "<insufficient privilege>" for the query.
+application, "<insufficient privilege>" for the query, and no age: ask on the barrier's login, which has it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FIND = """
         coalesce(activity.usename, prepared.owner, '')::text,
         coalesce(nullif(activity.application_name, ''), activity.backend_type, ''),
         coalesce(activity.state, ''),
-        clock_timestamp() - coalesce(activity.xact_start, prepared.prepared, clock_timestamp()),
+        coalesce(statement_timestamp() - coalesce(activity.xact_start, prepared.prepared), '0'),
         coalesce(activity.query, ''),
         array_agg(DISTINCT held.relation::bigint),
         CASE WHEN bool_and(held.granted) OR held.pid IS NULL THEN '{}' ELSE pg_blocking_pids(held.pid) END
@@ -65,7 +65,8 @@ _FIND = """
         )
     GROUP BY held.pid, prepared.gid, prepared.owner, prepared.prepared, activity.usename, activity.application_name,
         activity.backend_type, activity.state, activity.xact_start, activity.query
-    HAVING clock_timestamp() - coalesce(activity.xact_start, prepared.prepared, clock_timestamp()) >= %(longer_than)s
+    HAVING %(longer_than)s = interval '0'
+        OR statement_timestamp() - coalesce(activity.xact_start, prepared.prepared) >= %(longer_than)s
     ORDER BY 6 DESC
 """
 

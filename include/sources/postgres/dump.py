@@ -56,7 +56,6 @@ def dump_streams(tools: PostgresTools, plan: DumpPlan, *, snapshot: str, lock_wa
     dump = (
         *(tools.pg_dump, "--format=custom", "--compress=0", "--no-sync", "--no-password"),
         *(f"--snapshot={snapshot}", f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"),
-        *(f"--exclude-schema={quote(schema)}" for schema in plan.schemas_excluded),
     )
     return [
         DumpStream(GLOBALS, None, _globals(tools, lock_wait), archive=False),

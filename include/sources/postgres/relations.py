@@ -54,7 +54,6 @@ _LIST = """
     WHERE c.relkind IN ('r', 'p', 'S', 'm', 'f')
         AND pg_catalog.left(n.nspname, 3) <> 'pg_'
         AND n.nspname <> 'information_schema'
-        AND NOT (n.nspname = ANY (%(schemas_excluded)s::text[]))
         AND NOT EXISTS (
             SELECT FROM pg_catalog.pg_depend AS d
             WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
@@ -87,7 +86,6 @@ class Relations:
     """Everything dumpable in one database at one moment, ordered by name; equal when nothing came, went or moved."""
 
     all: tuple[Relation, ...]
-    schemas_excluded: tuple[str, ...] = ()
 
     def of_kind(self, kind: Kind) -> tuple[Relation, ...]:
         """The relations of one kind, by name."""
@@ -142,7 +140,6 @@ class DumpPlan:
 
     components: tuple[ComponentRelations, ...]
     catch_all: ComponentRelations
-    schemas_excluded: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     def __iter__(self) -> Iterator[ComponentRelations]:
@@ -155,25 +152,15 @@ class DumpPlan:
         return next(component.name for component in self if relation in component.relations)
 
 
-def list_relations(session: psycopg.Connection[TupleRow], *, schemas_excluded: Iterable[str] = ()) -> Relations:
-    """List what is to be dumped from the session's database, in its current snapshot, with one query.
-
-    `schemas_excluded` are names, not patterns. System schemas among them are of no account: nothing in them is listed,
-    and telling pg_dump to leave pg_catalog out would lose the privileges granted on its functions.
-    """
-    excluded = tuple(sorted(name for name in schemas_excluded if not _is_system(name)))
-    rows = session.execute(_LIST, {"schemas_excluded": list(excluded)}).fetchall()
+def list_relations(session: psycopg.Connection[TupleRow]) -> Relations:
+    """List what is to be dumped from the session's database, in its current snapshot, with one query."""
+    rows = session.execute(_LIST).fetchall()
     return Relations(
         tuple(
             Relation(oid, schema, name, _KINDS[cast(str, kind)], tuple(ancestors), owner)
             for oid, schema, name, kind, ancestors, owner in rows
         ),
-        excluded,
     )
-
-
-def _is_system(schema: str) -> bool:
-    return schema == "information_schema" or schema.startswith("pg_")
 
 
 def plan_dump(relations: Relations, components: Mapping[str, Sequence[str]], *, catch_all: str = CATCH_ALL) -> DumpPlan:
@@ -190,7 +177,7 @@ def plan_dump(relations: Relations, components: Mapping[str, Sequence[str]], *, 
     rest = _component(catch_all, relations, taker, default=True)
     _assert_exactly_once(relations, [*parts, rest])
     warnings = (*_unmatched(relations, components), *_unclassified(rest), *_left_out(relations))
-    return DumpPlan(tuple(parts), rest, relations.schemas_excluded, warnings)
+    return DumpPlan(tuple(parts), rest, warnings)
 
 
 def _names(relations: Relations) -> dict[int, tuple[str, ...]]:

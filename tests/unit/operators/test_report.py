@@ -27,7 +27,7 @@ def test_a_summary_reads_well_whatever_the_order_it_comes_in() -> None:
     assert told(SUMMARY) == told(dict(reversed(SUMMARY.items())))
     assert told(SUMMARY)["size"] == "126.9 MB, stored 86.1 MB (1.47 times smaller)"
     assert told(SUMMARY)["duration"] == "11.6 s, 11.0 MB/s"
-    assert list(told(SUMMARY))[0] == "backup"
+    assert next(iter(told(SUMMARY))) == "backup"
 
 
 def test_an_empty_backup_has_no_ratio_and_no_speed() -> None:

@@ -301,7 +301,6 @@ def test_connections_that_the_other_rooms_open(policy: Policy) -> None:
         "synapse_database_dump",
         "synapse_database_scratch",
     )
-    assert database.schemas_excluded == ("pg_catalog", "information_schema", "pg_toast")
     assert policy.sources.objects.connection == "synapse_objects"
     assert policy.sources.configuration.connection == "synapse_configuration"
 
