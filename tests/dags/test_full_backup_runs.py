@@ -90,12 +90,13 @@ class Running:
             restore_configuration(opened, self.synapse.configuration)
 
     def explain(self, run: str) -> str:
-        """The log of each failed task."""
-        tasks = self.client.tasks(DAG, run)
-        return "\n\n".join(
-            f"{name}\n{self.client.log(DAG, run, name, try_number=task['try_number'])}"
-            for name, task in tasks.items()
+        """The errors in the log of each failed task."""
+        return "\n".join(
+            f"{name} {line}"
+            for name, task in self.client.tasks(DAG, run).items()
             if task["state"] == "failed" and name != "watcher"
+            for line in self.client.log(DAG, run, name, try_number=task["try_number"]).splitlines()
+            if '"level": "error"' in line
         )
 
 
