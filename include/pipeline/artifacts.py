@@ -15,8 +15,8 @@ from include.policy import Pipeline
 
 FETCH_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
-_UNKNOWN_TAIL = 64 << 10
-"""What a flushed stream may still hold back or add: one Cobblestone chunk, the frame's end, and room to spare."""
+_UNKNOWN_TAIL = 20 << 10
+"""What a flushed stream may still hold back or add: a Cobblestone chunk of 16 KiB, the frame's end, a reserve."""
 
 
 class ArtifactRefused(BackupError):

@@ -102,10 +102,7 @@ class PackWriter:
         sealer = Sealer(pack.key, context, level=self._policy.compression_level)
         chunk: bytes | None = first
         while chunk is not None:
-            if (
-                sealer.raw_bytes
-                and offset + sealer.stored_bytes + _ceiling(sealer.raw_bytes + len(chunk)) > self._policy.segment_bytes
-            ):
+            if sealer.raw_bytes and offset + _ceiling(sealer.raw_bytes + len(chunk)) > self._policy.segment_bytes:
                 break
             pack.write(sealer.add(chunk))
             self._progress.add(raw=len(chunk))
@@ -210,9 +207,9 @@ def check_pack(
     whole = _Splitter(fetch_ranges(bucket, ranges, in_flight=in_flight))
     try:
         for member in sorted(members, key=lambda member: member.offset):
-            if member.offset != whole.position:
+            if member.offset != whole.position or member.offset + member.length > pack.stored_bytes:
                 raise PackRefused(
-                    f"{bucket}/{pack_key(pack.id)} has no member at {whole.position}, where one must be.",
+                    f"{bucket}/{pack_key(pack.id)} has not the members that the index lists at {whole.position}.",
                     mend="The index is inconsistent: use another backup.",
                 )
             for raw in _opened(pack, member, whole.take(member.length), bucket=bucket, key=key):
@@ -242,9 +239,7 @@ class _Splitter:
     def take(self, length: int) -> Iterator[bytes]:
         while length:
             if not self._rest:
-                self._rest = memoryview(next(self._chunks, b""))
-                if not self._rest:
-                    return  # the pack ends before its member does: its stream is refused as cut
+                self._rest = memoryview(next(self._chunks))
             piece, self._rest = self._rest[:length], self._rest[length:]
             length -= len(piece)
             self.position += len(piece)

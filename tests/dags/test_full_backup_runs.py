@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.policy import default as email_policy
@@ -19,6 +19,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 from psycopg import sql
 
+from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
 from include.policy import load_policy
 from include.recovery.configuration import restore_configuration
@@ -40,6 +41,12 @@ RUN_WITHIN = 240.0
 SOON = 60.0
 CREATE = "execute.create_backup"
 
+SOON_MISSED = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+}
+"""A task that is not heard of for half a minute is taken for dead: five minutes, the default, is a long test."""
+
 only_on_18 = pytest.mark.parametrize("on", [18], indirect=True)
 
 
@@ -47,7 +54,7 @@ only_on_18 = pytest.mark.parametrize("on", [18], indirect=True)
 class Running:
     """An installation, and the Airflow that backs it up."""
 
-    installation: Running
+    installation: Installation
     services: AirflowServices
     client: AirflowClient
     catalog: Catalog
@@ -127,7 +134,7 @@ def on(
                 "synapse_database_scratch": scratch,
                 "synapse_notifications": make_mail_connection(mails.port),
             },
-            variables=installation.variables(),
+            variables=installation.variables() | SOON_MISSED,
         )
         stack.enter_context(services)
         yield Running(installation, services, services.client(), installation.catalog(), mailbox.mails)
@@ -299,6 +306,33 @@ def test_a_run_that_fails_alerts_with_the_mend_and_leaves_nothing(on: Running) -
 
 def subject_of(mail: Envelope) -> str:
     return str(message_from_bytes(mail.content or b"", policy=email_policy)["Subject"])
+
+
+@only_on_18
+@pytest.mark.requirement("R4.3")
+def test_a_zombie_let_loose_after_the_retry_changes_nothing(on: Running, tmp_path: Path) -> None:
+    on.scheduled()
+    before = {each.id for each in on.manifests()}
+    attempts = frozenset(attempts_of(on))
+    run = on.client.trigger(DAG)
+    on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=RUN_WITHIN)
+    [first] = wait_until(lambda: attempts_of(on) - attempts, "the first segment of the new attempt")
+    with stopped(on.installation.primary):
+        task = psutil.Process(on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=SOON)["pid"])
+        zombie = [task.parent(), task, *task.children(recursive=True)]  # with whoever sends its heartbeats
+        for process in zombie:
+            process.suspend()
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
+    [made] = [each for each in on.manifests() if each.id not in before]
+    assert made.attempt != first
+    for process in reversed(zombie):
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+    _, alive = psutil.wait_procs([task], timeout=SOON)
+    assert alive == []
+    assert [each for each in on.manifests() if each.id not in before] == [made]
+    assert len(list(on.catalog.bucket.versions(made.backup.manifest_key))) == 1
+    assert check_integrity(on.catalog, made.backup, load_policy(), scratch=tmp_path)["objects"] == made.objects.objects
 
 
 def attempts_of(on: Running) -> set[str]:

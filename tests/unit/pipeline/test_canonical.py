@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.pipeline.canonical import canonical_json
@@ -18,6 +18,7 @@ values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(values)
 def test_it_reads_back_and_is_spelled_one_way(value: Any) -> None:
     spelled = canonical_json(value)
@@ -26,6 +27,7 @@ def test_it_reads_back_and_is_spelled_one_way(value: Any) -> None:
     assert canonical_json(json.loads(spelled)) == spelled
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), st.integers(), min_size=2))
 def test_the_order_of_keys_plays_no_part(value: dict[str, int]) -> None:
     assert canonical_json(dict(reversed(value.items()))) == canonical_json(value)

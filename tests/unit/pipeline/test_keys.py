@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.pipeline.keys import (
@@ -155,6 +155,7 @@ def test_an_edited_envelope_is_refused(keyring: Keyring, change: dict[str, Any])
         keyring.unwrap({**envelope, **change}, **OWNER)
 
 
+@settings(deadline=None)
 @given(bit=st.integers(0, 8 * 60 - 1))
 def test_any_flipped_bit_of_a_wrap_is_refused(keyring: Keyring, bit: int) -> None:
     envelope = keyring.wrap(bytes(32), **OWNER)

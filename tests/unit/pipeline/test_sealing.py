@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from backports import zstd
 from cryptography.cobblestone import Cobblestone256Encryptor
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.pipeline.canonical import canonical_json
@@ -41,6 +41,7 @@ def pieces(stored: bytes, step: int) -> Iterator[bytes]:
 
 
 @pytest.mark.requirement("R7.1")
+@settings(deadline=None)
 @given(
     chunks=st.lists(st.binary(max_size=2_000) | st.binary(min_size=1, max_size=8).map(lambda seed: seed * 9_000)),
     step=st.integers(1, 20_000),
@@ -77,6 +78,7 @@ def test_every_single_flipped_bit_is_refused() -> None:
             unseal(bytes(flipped))
 
 
+@settings(deadline=None)
 @given(cut=st.integers(1, EMPTY_MESSAGE_BYTES + 40_000), at_front=st.booleans())
 def test_a_stream_that_was_cut_is_refused(cut: int, at_front: bool) -> None:
     stored, _ = seal([secrets.token_bytes(40_000)])
@@ -85,6 +87,7 @@ def test_a_stream_that_was_cut_is_refused(cut: int, at_front: bool) -> None:
         unseal(left)
 
 
+@settings(deadline=None)
 @given(more=st.binary(min_size=1, max_size=40_000))
 def test_a_stream_that_goes_on_after_its_end_is_refused(more: bytes) -> None:
     stored, _ = seal([b"whole"])

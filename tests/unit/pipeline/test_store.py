@@ -50,7 +50,7 @@ def upload(store: Bucket, *, in_flight: int = 2) -> Upload:
 
 def test_an_object_is_created_once(store: Bucket) -> None:
     store.create("key", b"first")
-    with pytest.raises(ObjectExists, match="s3://.*/key: it exists already"):
+    with pytest.raises(ObjectExists, match=r"s3://.*/key: it exists already"):
         store.create("key", b"second")
     assert store.read("key") == b"first"
 

@@ -1,0 +1,85 @@
+"""What a backup is called and where its objects lie: one spelling, both ways."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.repository.layout import (
+    BACKUP_TYPES,
+    BackupId,
+    NotABackupId,
+    envelope_key,
+    envelope_prefix,
+    new_attempt,
+    new_pack_id,
+)
+
+moments = st.datetimes(min_value=datetime(1000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
+scheduled = st.builds(
+    BackupId, st.sampled_from(BACKUP_TYPES), moments.map(lambda moment: moment.replace(microsecond=0))
+)
+manual = st.builds(BackupId, st.sampled_from(BACKUP_TYPES), moments, st.just(True))
+MIDNIGHT = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
+
+
+@settings(deadline=None)
+@given(scheduled | manual)
+def test_an_id_is_read_as_it_is_written(backup: BackupId) -> None:
+    assert BackupId.parse(str(backup)) == backup
+
+
+@settings(deadline=None)
+@given(st.from_regex(r"(full|snapshot)-(manual-)?\d{8}T\d{6}(\.\d{6})?Z", fullmatch=True) | st.text())
+def test_whatever_is_read_was_written_that_way(text: str) -> None:
+    try:
+        backup = BackupId.parse(text)
+    except NotABackupId as refused:
+        assert repr(text) in refused.what
+    else:
+        assert str(backup) == text
+
+
+def test_ids_look_as_they_are_documented() -> None:
+    moment = datetime(2026, 11, 22, 10, 37, 12, 123456, tzinfo=UTC)
+
+    assert str(MIDNIGHT) == "full-20261122T000000Z"
+    assert str(BackupId("full", moment, manual=True)) == "full-manual-20261122T103712.123456Z"
+    assert MIDNIGHT.manifest_key == "manifests/full/full-20261122T000000Z.json"
+    assert MIDNIGHT.attempt_prefix("a") == "full/2026/11/22/full-20261122T000000Z/a/"
+
+
+def test_a_moment_of_another_zone_is_named_in_utc() -> None:
+    local = datetime(2026, 11, 22, 1, tzinfo=timezone(timedelta(hours=1)))
+    assert str(BackupId("full", local)) == str(MIDNIGHT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "full",
+        "weekly-20261122T000000Z",
+        "full-20261322T000000Z",
+        "full-20261122T000000",
+        "full-20261122T000000.000000Z",
+        "full-manual-20261122T000000Z",
+        "../full-20261122T000000Z",
+        "full-20261122T000000Z\n",
+        "full-\uff12\uff10\uff12\uff161122T000000Z",
+    ],
+)
+def test_anything_else_is_no_id(text: str) -> None:
+    with pytest.raises(NotABackupId):
+        BackupId.parse(text)
+
+
+def test_names_are_random_and_fit_postgresql() -> None:
+    longest = BackupId("incremental", datetime(2026, 11, 22, 1, 2, 3, 4, tzinfo=UTC), manual=True)
+
+    assert len({new_attempt() for _ in range(1_000)}) == len({new_pack_id() for _ in range(1_000)}) == 1_000
+    assert len(f"{longest}.{new_attempt()}".encode()) <= 63
+    assert envelope_key("owner", "attempt", "kek").startswith(envelope_prefix("owner", "attempt"))
