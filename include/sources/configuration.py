@@ -124,11 +124,12 @@ def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
     with tarfile.open(mode="r|", fileobj=tar) as archive:
         names = []
         for member in archive:
+            kept = tarfile.data_filter(member, str(directory))
             archive.extract(member, directory, filter="data")
             # PEP 706's filter widens an owner's rights and narrows nobody's: a secret keeps the mode that it had.
-            if member.isfile():
-                (directory / member.name).chmod(member.mode & 0o777)
-            names.append(Path(member.name))
+            if kept.isfile():
+                (directory / kept.name).chmod(member.mode & 0o777)
+            names.append(Path(kept.name))
         return names
 
 

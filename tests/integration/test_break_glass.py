@@ -8,19 +8,14 @@ import os
 import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import include
-from include.backup.full import make_full_backup
-from include.policy import load_policy
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
-from include.sandbox.postgres import PostgresServer
-from include.sandbox.s3 import S3Server
 
 BACKUP = BackupId.parse("full-20261122T000000Z")
 ROOT = Path(__file__).parents[2]
@@ -36,31 +31,6 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
-
-
-@pytest.fixture(scope="module")
-def installation(
-    sandbox_directory: Path, postgres18: PostgresServer, s3_primary: S3Server, s3_replica: S3Server
-) -> Iterator[Installation]:
-    directory = sandbox_directory / "break-glass"
-    directory.mkdir()
-    made = Installation.make(
-        directory, postgres=postgres18, primary=s3_primary, replica=s3_replica, suffix="-glass", scale=0.05
-    )
-    yield made
-    made.synapse.destroy()
-
-
-@pytest.fixture(scope="module")
-def manifest(installation: Installation, sandbox_directory: Path) -> Manifest:
-    return make_full_backup(
-        BACKUP,
-        slot=None,
-        application=installation.application(),
-        catalog=installation.catalog(),
-        policy=load_policy(),
-        scratch=sandbox_directory,
-    )
 
 
 def cli(installation: Installation, *arguments: str, **changes: str) -> subprocess.CompletedProcess[bytes]:

@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from include.backup.full import make_full_backup
-from include.policy import load_policy
-from include.repository.layout import BackupId
+from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
-from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 
 SECOND_CLIENT = textwrap.dedent(
@@ -100,22 +97,8 @@ SECOND_CLIENT = textwrap.dedent(
 
 @pytest.mark.requirement("R2.2", "R7.1")
 def test_a_second_client_reads_a_backup_by_the_document(
-    sandbox_directory: Path, tmp_path: Path, postgres18: PostgresServer, s3_primary: S3Server, s3_replica: S3Server
+    installation: Installation, manifest: Manifest, s3_primary: S3Server, tmp_path: Path
 ) -> None:
-    directory = sandbox_directory / "format"
-    directory.mkdir()
-    installation = Installation.make(
-        directory, postgres=postgres18, primary=s3_primary, replica=s3_replica, suffix="-format", scale=0.02
-    )
-    backup = BackupId.parse("full-20261122T000000Z")
-    manifest = make_full_backup(
-        backup,
-        slot=None,
-        application=installation.application(),
-        catalog=installation.catalog(),
-        policy=load_policy(),
-        scratch=tmp_path,
-    )
     mirror = tmp_path / "mirror"
     _download(installation, mirror)
     uploaded = next(

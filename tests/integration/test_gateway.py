@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
@@ -19,35 +17,13 @@ from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
-from include.sandbox.postgres import PostgresServer
-from include.sandbox.s3 import S3Server
 
 BACKUP = BackupId.parse("full-20261122T000000Z")
 
 
 @pytest.fixture(scope="module")
-def installation(
-    sandbox_directory: Path, postgres18: PostgresServer, ceph: CephGateway, s3_replica: S3Server
-) -> Iterator[Installation]:
-    directory = sandbox_directory / "gateway"
-    directory.mkdir()
-    made = Installation.make(
-        directory, postgres=postgres18, primary=ceph, replica=s3_replica, suffix="-gateway", scale=0.1
-    )
-    yield made
-    made.synapse.destroy()
-
-
-@pytest.fixture(scope="module")
-def manifest(installation: Installation, sandbox_directory: Path) -> Manifest:
-    return make_full_backup(
-        BACKUP,
-        slot=None,
-        application=installation.application(),
-        catalog=installation.catalog(),
-        policy=load_policy(),
-        scratch=sandbox_directory,
-    )
+def primary(ceph: CephGateway) -> CephGateway:
+    return ceph
 
 
 def test_it_reads_back_whole(installation: Installation, manifest: Manifest, tmp_path: Path) -> None:

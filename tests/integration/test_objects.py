@@ -43,18 +43,16 @@ class History:
         self.events = sorted(events, key=lambda event: event[0])
 
     def listing(self, key: str = "key") -> list[ObjectVersion]:
-        """As `Bucket.versions` tells it: newest first; where a second is shared the latest, then versions, then markers."""
+        """As `Bucket.versions` tells it: newest first; in a shared second the latest, then versions, then markers."""
         last = len(self.events) - 1
         told = [
             ObjectVersion(key, str(number), moment(second), 1, "", deleted=not put, latest=number == last)
-            for number, (second, put) in enumerate(self.events)
+            for number, (second, put) in reversed(list(enumerate(self.events)))
         ]
-        return sorted(
-            reversed(told), key=lambda version: (-version.modified.timestamp(), not version.latest, version.deleted)
-        )
+        return sorted(told, key=lambda version: (-version.modified.timestamp(), not version.latest, version.deleted))
 
     def expected(self, second: int) -> int | None:
-        """The plain rule: the last put of that second counts, and so does what was there before it; a deletion in it does not."""
+        """The plain rule: what the second's last put left, or what was there before it; a deletion in it is ignored."""
         present: int | None = None
         for number, (at, put) in enumerate(self.events):
             if at < second:

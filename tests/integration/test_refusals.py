@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
@@ -26,41 +25,10 @@ from include.repository.catalog import Catalog
 from include.repository.layout import BackupId, envelope_prefix, pack_key
 from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
-from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 
 BACKUP = BackupId.parse("full-20261122T000000Z")
 POLICY = load_policy()
-
-
-@pytest.fixture(scope="module")
-def installation(
-    sandbox_directory: Path, postgres18: PostgresServer, s3_primary: S3Server, s3_replica: S3Server
-) -> Iterator[Installation]:
-    directory = sandbox_directory / "refusals"
-    directory.mkdir()
-    made = Installation.make(
-        directory, postgres=postgres18, primary=s3_primary, replica=s3_replica, suffix="-refusals", scale=0.02
-    )
-    yield made
-    made.synapse.destroy()
-
-
-@pytest.fixture(scope="module")
-def catalog(installation: Installation) -> Catalog:
-    return installation.catalog()
-
-
-@pytest.fixture(scope="module")
-def manifest(installation: Installation, catalog: Catalog, sandbox_directory: Path) -> Manifest:
-    return make_full_backup(
-        BACKUP,
-        slot=None,
-        application=installation.application(),
-        catalog=catalog,
-        policy=POLICY,
-        scratch=sandbox_directory,
-    )
 
 
 def segment_of(manifest: Manifest, name: str) -> str:
