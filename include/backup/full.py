@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psycopg
+
 from include.backup.application import Application
 from include.errors import BackupError
 from include.pipeline.artifacts import write_artifact
@@ -321,13 +323,18 @@ class _Copy:
 
     def _named_objects(self) -> frozenset[str]:
         """The object keys that the database names, in the snapshot of the consistency point."""
-        with self._point.session.transaction():
-            return frozenset(
-                row[0]
-                for statement in self._policy.sources.objects.references
-                for row in self._point.session.execute(statement.encode())
-                if row[0] is not None
-            )
+        named: set[str] = set()
+        for statement in self._policy.sources.objects.references:
+            try:
+                with self._point.session.transaction():
+                    named |= {key for (key,) in self._point.session.execute(statement.encode()) if key is not None}
+            except (psycopg.Error, ValueError) as error:
+                said = " ".join(str(error).split())
+                raise BackupError(
+                    f"The policy's sources.objects.references could not be asked ({statement}): {said}.",
+                    mend="Each must be a query of one column, which the dump login may run: correct it in the policy.",
+                ) from error
+        return frozenset(named)
 
     def _object_components(self) -> list[Component]:
         return [*self._policy.components_of("objects"), self._policy.unclassified("objects")]
