@@ -188,8 +188,11 @@ class LocalServer(ABC):
 
 @contextlib.contextmanager
 def terminated_like_interrupted() -> Iterator[None]:
-    """Inside the block SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that `with` blocks stop their servers."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
+    """Inside the block SIGTERM and SIGHUP raise `KeyboardInterrupt`, so that `with` blocks stop their servers.
+
+    So does SIGINT again: a shell that starts a program in the background has it ignored.
+    """
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, signal.default_int_handler) for number in signals]
     try:
         yield
