@@ -64,11 +64,12 @@ def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: 
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
         document = json.loads(b"".join(opened.read(INVENTORY)))
     inventory = Inventory.from_json(document)
+    weights = {artifact.name: artifact.raw_bytes for artifact in manifest.artifacts}
     wrong = [
-        f"{component}: {rows} rows in {manifest.artifact(component_dump(component)).raw_bytes} bytes"
+        f"{component}: {rows} rows in {weight} bytes"
         for component, tables in document["components"].items()
         if (rows := sum(inventory.tables[table].rows for table in tables))
-        and (not opened.has(component_dump(component)) or manifest.artifact(component_dump(component)).raw_bytes < rows)
+        > (weight := weights.get(component_dump(component), 0))
     ]
     packed = sum(pack.raw_bytes for pack in manifest.packs)
     if packed != manifest.objects.raw_bytes:

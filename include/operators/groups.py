@@ -134,7 +134,7 @@ def verify(backup_type: BackupType) -> Verify:
             ValidateSizes(
                 task_id="sizes",
                 backup_type=backup_type,
-                doc_md="**R4.5** The sizes fit the source and the backup before.",
+                doc_md="**R4.5** The sizes fit the source: every row and object has its bytes.",
             ),
             RestoreSample(
                 task_id="sample_restore",

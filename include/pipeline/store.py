@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+)
 
 from include.errors import BackupError
 
@@ -152,8 +158,16 @@ class Bucket:
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of an object; raises `ObjectMissing`, or `StoreError` when it is shorter."""
-        with self._named("read", key):
-            body = self.client.get_object(Bucket=self.name, Key=key, Range=f"bytes={start}-{end - 1}")["Body"].read()
+        for last in (False, False, True):
+            try:
+                with self._named("read", key):
+                    wanted = f"bytes={start}-{end - 1}"
+                    body = self.client.get_object(Bucket=self.name, Key=key, Range=wanted)["Body"].read()
+                break
+            except _AnswerCut:
+                # The client tries a request again, and not the body of an answer that was cut on its way.
+                if last:
+                    raise
         if len(body) != end - start:
             raise StoreError(
                 f"{self}/{key} has {start + len(body)} bytes where at least {end} were stored.",
@@ -266,11 +280,20 @@ class Bucket:
                 f"Could not {verb} {place}: {code} {answer}",
                 mend="Check the endpoint, the credentials and what they are allowed to do.",
             ) from error
+        except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError) as error:
+            raise _AnswerCut(
+                f"Could not {verb} {self}/{key}: the answer was cut ({error}).",
+                mend="Start again; look at the network.",
+            ) from error
         except BotoCoreError as error:
             raise StoreError(
                 f"Could not {verb} {self}/{key}: {error}",
                 mend="Check that the endpoint is reachable and the credentials are set.",
             ) from error
+
+
+class _AnswerCut(StoreError):
+    """The store answered, and the answer did not arrive whole."""
 
 
 class _Conflict(StoreError):

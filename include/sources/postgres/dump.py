@@ -82,7 +82,7 @@ def quote(name: str) -> str:
 
 def _globals(tools: PostgresTools, lock_wait: timedelta) -> tuple[str, ...]:
     wait = f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"
-    return (tools.pg_dumpall, "--globals-only", "--no-sync", "--no-password", wait)
+    return (tools.pg_dumpall, "--globals-only", "--encoding=UTF8", "--no-sync", "--no-password", wait)
 
 
 def _named(component: ComponentRelations) -> list[str]:

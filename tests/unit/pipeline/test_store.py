@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -223,6 +226,15 @@ def test_within_a_second_the_latest_goes_first_and_a_marker_last(store: Bucket) 
     assert [version.deleted for version in found] == [False, False, True, False]
 
 
+def test_within_a_second_a_marker_that_is_the_latest_goes_first(store: Bucket) -> None:
+    marker = {key: value for key, value in listed("marker", 0, latest=True).items() if key not in {"Size", "ETag"}}
+    with Stubber(store.client) as stub:
+        stub.add_response("list_object_versions", {"Versions": [listed("old", 0)], "DeleteMarkers": [marker]})
+        found = list(store.versions(""))
+
+    assert [version.version_id for version in found] == ["marker", "old"]
+
+
 def listed(version: str, seconds: int, *, latest: bool = False) -> dict[str, Any]:
     return {
         "Key": "key",
@@ -288,3 +300,61 @@ def test_ranges_come_in_order_and_no_more_than_asked_are_on_their_way() -> None:
 
     assert first + b"".join(fetched) == bytes(range(100))
     assert ahead <= 4
+
+
+class CutProxy:
+    """Passes bytes on between a client and the store, and cuts the first answers of which it saw so many bytes."""
+
+    def __init__(self, port: int, *, cuts: int, after: int) -> None:
+        self._store, self._cuts, self._after = ("127.0.0.1", port), cuts, after
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.cut = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._pass_on, args=(client,), daemon=True).start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._store) as store:
+            requests = threading.Thread(target=_copy, args=(client, store), daemon=True)
+            requests.start()
+            seen = 0
+            while chunk := store.recv(65536):
+                seen += len(chunk)
+                if seen > self._after and self.cut < self._cuts:
+                    self.cut += 1
+                    client.shutdown(socket.SHUT_RDWR)
+                    return
+                client.sendall(chunk)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := source.recv(65536):
+            target.sendall(chunk)
+
+
+@pytest.mark.parametrize(("cuts", "arrives"), [(2, True), (3, False)])
+def test_an_answer_that_is_cut_on_its_way_is_asked_for_again(
+    s3_primary: S3Server, bucket: str, *, cuts: int, arrives: bool
+) -> None:
+    content = secrets.token_bytes(2_000_000)
+    open_bucket(s3_primary, bucket).put("large", content)
+    proxy = CutProxy(s3_primary.port, cuts=cuts, after=500_000)
+    with contextlib.closing(proxy):
+        through = Bucket(s3_primary.session(), bucket, endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        if arrives:
+            assert through.read_range("large", 0, len(content)) == content
+        else:
+            with pytest.raises(StoreError, match="large"):
+                through.read_range("large", 0, len(content))
+    assert proxy.cut == cuts

@@ -43,7 +43,14 @@ def test_streams_in_the_order_of_a_restore(tools: PostgresTools) -> None:
         *("--snapshot=0003-1", "--lock-wait-timeout=30000"),
     )
     assert [stream.argv for stream in streams] == [
-        (tools.pg_dumpall, "--globals-only", "--no-sync", "--no-password", "--lock-wait-timeout=30000"),
+        (
+            tools.pg_dumpall,
+            "--globals-only",
+            "--encoding=UTF8",
+            "--no-sync",
+            "--no-password",
+            "--lock-wait-timeout=30000",
+        ),
         (*dump, "--section=pre-data"),
         (*dump, "--section=data", '--table="S.x"."weird Table""""name"', '--table="S.x"."id"'),
         (
