@@ -81,11 +81,11 @@ def test_a_restart_keeps_the_port(tmp_path: Path) -> None:
 
 
 def test_a_port_taken_meanwhile_is_chosen_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free_port = server_module._free_port
+    free_port = server_module.free_port
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
         choices = iter([number, free_port()])
-        monkeypatch.setattr(server_module, "_free_port", lambda: next(choices))
+        monkeypatch.setattr(server_module, "free_port", lambda: next(choices))
 
         class Exclusive(Echo):
             def _answers(self) -> bool:
