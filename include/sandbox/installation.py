@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+import psycopg
 from psycopg import sql
 
 from include.backup.application import Application
+from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
@@ -22,6 +26,7 @@ from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
 
 GRANTS = Path(postgres_source.__file__).with_name("grants.sql")
+POLL_SECONDS, SETTLED_WITHIN = 0.05, 10.0
 FILES, BACKUPS, REPLICA = "synapse-files", "synapse-backups", "synapse-backups-dr"
 
 
@@ -35,6 +40,7 @@ class Installation:
     synapse: Synapse
     barrier: DatabaseLogin
     dump: DatabaseLogin
+    scratch: DatabaseLogin
     keyring: Path
     backups: str
     replica_backups: str
@@ -62,20 +68,36 @@ class Installation:
             name="synapse" + suffix,
         )
         synapse.seed(scale=scale)
-        barrier, dump = _grant(synapse.database)
+        barrier, dump, scratch = _grant(synapse.database)
         keyring = directory / "keyring.json"
         Keyring.create(keyring)
-        return cls(
+        made = cls(
             postgres=postgres,
             primary=primary,
             replica=replica,
             synapse=synapse,
             barrier=barrier,
             dump=dump,
+            scratch=scratch,
             keyring=keyring,
             backups=primary.create_bucket(BACKUPS + suffix),
             replica_backups=replica.create_bucket(REPLICA + suffix),
         )
+        made.settle()
+        return made
+
+    def settle(self) -> None:
+        """Wait until the store's second is over, so that a backup made now is of exactly what is there now.
+
+        Stores tell whole seconds, and what is deleted within the second of a consistency point is still in its backup.
+        """
+        objects = self.application().objects
+        changed = objects.clock()
+        deadline = time.monotonic() + SETTLED_WITHIN
+        while objects.clock() <= changed:
+            if time.monotonic() > deadline:
+                raise BackupError("The object store's clock stands still.", mend="Look at its log.")
+            time.sleep(POLL_SECONDS)
 
     def application(self) -> Application:
         """What is backed up, as the engine takes it."""
@@ -95,7 +117,7 @@ class Installation:
         return {
             "synapse_database_barrier": _postgres(self.barrier),
             "synapse_database_dump": _postgres(self.dump),
-            "synapse_database_scratch": _postgres(self.postgres.superuser),
+            "synapse_database_scratch": _postgres(self.scratch),
             "synapse_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_backups_primary": _aws(self.primary, self.backups),
             "synapse_backups_replica": _aws(self.replica, self.replica_backups),
@@ -125,25 +147,24 @@ class Installation:
         return Bucket(server.session(), name, region=server.region, endpoint_url=server.endpoint_url)
 
 
-def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, DatabaseLogin]:
-    """Run `grants.sql` in the database, and give its logins passwords; those of an earlier run are replaced."""
-    logins = [
-        DatabaseLogin(
-            host=database.host,
-            port=database.port,
-            user=f"synapse_backup_{name}",
-            password=secrets.token_urlsafe(24),
-            dbname=database.dbname,
-        )
-        for name in ("barrier", "dump")
-    ]
+def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, ...]:
+    """Run `grants.sql` in the database and give its logins passwords; those of an earlier run are replaced.
+
+    Returns the barrier's login, the dump's, and one that may create scratch databases and nothing else.
+    """
+    logins = tuple(
+        replace(database, user=f"synapse_backup_{name}", password=secrets.token_urlsafe(24))
+        for name in ("barrier", "dump", "scratch")
+    )
     with database.connect(application_name="sandbox", autocommit=True) as session:
         session.execute(GRANTS.read_bytes())
+        with suppress(psycopg.errors.DuplicateObject):
+            session.execute("CREATE ROLE synapse_backup_scratch LOGIN CREATEDB")
         for login in logins:
             session.execute(
                 sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), sql.Literal(login.password))
             )
-    return logins[0], logins[1]
+    return (*logins[:2], logins[2].with_database("postgres"))
 
 
 def _postgres(login: DatabaseLogin) -> dict[str, object]:

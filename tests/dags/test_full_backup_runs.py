@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,7 +15,6 @@ import psutil
 import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
-from psycopg import sql
 
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
@@ -33,7 +30,6 @@ from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.synapse import Synapse
-from include.sources.postgres.login import DatabaseLogin
 
 DAG = "full_backup"
 SCALE = 0.2
@@ -121,7 +117,6 @@ def on(
     )
     with ExitStack() as stack:
         stack.callback(installation.synapse.destroy)
-        scratch = make_scratch_login(postgres.superuser)
         mailbox = Mailbox()
         mails = Controller(mailbox, hostname="127.0.0.1", port=free_port())
         mails.start()
@@ -131,7 +126,6 @@ def on(
             metadata=postgres.superuser.with_database(f"airflow{suffix}"),
             connections={
                 **installation.connections(),
-                "synapse_database_scratch": scratch,
                 "synapse_notifications": make_mail_connection(mails.port),
             },
             variables=installation.variables() | SOON_MISSED,
@@ -160,24 +154,6 @@ def free_port() -> int:
 def make_mail_connection(port: int) -> dict[str, object]:
     extra = {"from_email": "backups@synapse.example", "disable_ssl": True, "disable_tls": True}
     return {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
-
-
-def make_scratch_login(server: DatabaseLogin) -> dict[str, object]:
-    """The connection of a login that may create databases, and nothing else."""
-    password = secrets.token_urlsafe(24)
-    with server.connect(application_name="test", autocommit=True) as connection:
-        connection.execute("DROP ROLE IF EXISTS synapse_backup_scratch")
-        connection.execute(
-            sql.SQL("CREATE ROLE synapse_backup_scratch LOGIN CREATEDB PASSWORD {}").format(sql.Literal(password))
-        )
-    return {
-        "conn_type": "postgres",
-        "host": server.host,
-        "port": server.port,
-        "login": "synapse_backup_scratch",
-        "password": password,
-        "schema": "postgres",
-    }
 
 
 @pytest.mark.requirement("R1.1", "R2.1", "R2.2", "R2.3", "R4.1", "R4.2", "R4.3", "R4.4", "R4.5", "R4.6")
@@ -259,13 +235,8 @@ def test_a_manual_run_in_the_same_interval_is_a_backup_of_its_own(on: Running) -
 def test_a_task_killed_in_mid_upload_is_tried_again_and_one_backup_is_committed(on: Running) -> None:
     on.scheduled()
     before = {each.id for each in on.manifests()}
-    attempts = frozenset(attempts_of(on))
-    run = on.client.trigger(DAG)
-    on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=RUN_WITHIN)
-    [killed] = wait_until(lambda: attempts_of(on) - attempts, "the first segment of the new attempt")
-    with stopped(on.installation.primary):  # nothing more arrives: whatever the task does now, it is in mid-upload
-        task = on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=SOON)
-        os.kill(task["pid"], signal.SIGKILL)
+    with in_mid_upload(on) as (run, killed, task):
+        task.kill()
         on.client.wait_for_task(DAG, run, CREATE, {"up_for_retry"}, within=SOON)
     assert {each.id for each in on.manifests()} == before
     assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
@@ -313,12 +284,7 @@ def subject_of(mail: Envelope) -> str:
 def test_a_zombie_let_loose_after_the_retry_changes_nothing(on: Running, tmp_path: Path) -> None:
     on.scheduled()
     before = {each.id for each in on.manifests()}
-    attempts = frozenset(attempts_of(on))
-    run = on.client.trigger(DAG)
-    on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=RUN_WITHIN)
-    [first] = wait_until(lambda: attempts_of(on) - attempts, "the first segment of the new attempt")
-    with stopped(on.installation.primary):
-        task = psutil.Process(on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=SOON)["pid"])
+    with in_mid_upload(on) as (run, first, task):
         zombie = [task.parent(), task, *task.children(recursive=True)]  # with whoever sends its heartbeats
         for process in zombie:
             process.suspend()
@@ -333,6 +299,21 @@ def test_a_zombie_let_loose_after_the_retry_changes_nothing(on: Running, tmp_pat
     assert [each for each in on.manifests() if each.id not in before] == [made]
     assert len(list(on.catalog.bucket.versions(made.backup.manifest_key))) == 1
     assert check_integrity(on.catalog, made.backup, load_policy(), scratch=tmp_path)["objects"] == made.objects.objects
+
+
+@contextmanager
+def in_mid_upload(on: Running) -> Iterator[tuple[str, str, psutil.Process]]:
+    """A manual run whose creation has stored its first segment: its id, the attempt, the task's process.
+
+    Inside the block the store answers nobody, so whatever the task does, it is in mid-upload.
+    """
+    attempts = attempts_of(on)
+    run = on.client.trigger(DAG)
+    on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=RUN_WITHIN)
+    [attempt] = wait_until(lambda: attempts_of(on) - attempts, "the first segment of the new attempt")
+    with stopped(on.installation.primary):
+        task = on.client.wait_for_task(DAG, run, CREATE, {"running"}, within=SOON)
+        yield run, attempt, psutil.Process(task["pid"])
 
 
 def attempts_of(on: Running) -> set[str]:

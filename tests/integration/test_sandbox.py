@@ -207,7 +207,7 @@ def test_s3_keeps_versions_over_a_restart_and_leaves_no_process(tmp_path: Path) 
 # Interruptions
 
 INTERRUPTED = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
@@ -217,7 +217,7 @@ directory = Path(sys.argv[1])
 with terminated_like_interrupted(), PostgresServer(directory / "postgres", durable=False) as postgres:
     with S3Server(directory / "s3", region="eu-west-1") as s3:
         print(postgres.pid, s3.pid, flush=True)
-        time.sleep(600)
+        signal.pause()
 """
 
 
