@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -120,17 +121,40 @@ class Configuration:
 
 
 def unpack(tar: IO[bytes], directory: Path) -> list[Path]:
-    """Unpack a tar of `Configuration.tar` below `directory`, and nothing outside it (PEP 706); returns what it held."""
+    """Unpack a tar of `Configuration.tar` below `directory`, modes and times included; returns what it held.
+
+    Files and links are put nowhere else: a name or a link that leads out of `directory` raises `ConfigurationError`.
+    (PEP 706's filters would do, and Debian 12's Python does not have them.)
+    """
+    root, names = directory.resolve(), []
     with tarfile.open(mode="r|", fileobj=tar) as archive:
-        names = []
         for member in archive:
-            kept = tarfile.data_filter(member, str(directory))
-            archive.extract(member, directory, filter="data")
-            # PEP 706's filter widens an owner's rights and narrows nobody's: a secret keeps the mode that it had.
-            if kept.isfile():
-                (directory / kept.name).chmod(member.mode & 0o777)
-            names.append(Path(kept.name))
-        return names
+            path = root / member.name
+            link = path.parent / member.linkname if member.issym() else path.parent
+            if not all(place.resolve().is_relative_to(root) for place in (path.parent, link)) or path.name == "..":
+                raise ConfigurationError(
+                    f"{member.name} would be put outside of {directory}.",
+                    mend="Do not restore it: nobody's backup holds that.",
+                )
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            if member.issym():
+                path.symlink_to(member.linkname)
+            else:
+                _write(path, member, archive)
+            names.append(Path(member.name))
+    return names
+
+
+def _write(path: Path, member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    content = archive.extractfile(member)
+    if content is None:
+        raise ConfigurationError(f"{member.name} is neither a file nor a link.", mend="Do not restore it.")
+    # Never open to others, not even for the moment before its mode is set: most of these files are secrets.
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        shutil.copyfileobj(content, file)
+    path.chmod(member.mode & 0o777)
+    os.utime(path, (member.mtime, member.mtime))
 
 
 def _header(member: tarfile.TarInfo) -> bytes:

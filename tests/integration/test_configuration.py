@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import shutil
@@ -319,7 +318,21 @@ def test_a_tar_that_was_made_to_escape_does_not(tmp_path: Path, name: str) -> No
         archive.addfile(tarfile.TarInfo(name.format(tmp_path=tmp_path)))
     evil.seek(0)
     directory.mkdir()
-    with contextlib.suppress(tarfile.FilterError):  # or it lands inside
+    with pytest.raises(ConfigurationError, match="outside"):
         unpack(evil, directory)
 
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+@pytest.mark.parametrize("target", ["../outside", "/etc/passwd", "inside/../../outside"])
+def test_a_link_that_was_made_to_escape_does_not(tmp_path: Path, target: str) -> None:
+    evil, directory, link = io.BytesIO(), tmp_path / "deep", tarfile.TarInfo("link")
+    link.type, link.linkname = tarfile.SYMTYPE, target
+    with tarfile.open(mode="w", fileobj=evil) as archive:
+        archive.addfile(link)
+    evil.seek(0)
+    directory.mkdir()
+    with pytest.raises(ConfigurationError, match="outside"):
+        unpack(evil, directory)
+
+    assert list(directory.iterdir()) == []
