@@ -39,8 +39,10 @@ class Matrix:
         if told and report.nodeid in self.items and self.outcomes.get(report.nodeid) != "failed":
             self.outcomes[report.nodeid] = report.outcome
 
-    def pytest_sessionfinish(self) -> None:
-        recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        # A run of everything is the whole truth; a run of some tests adds to what is known.
+        whole = session.config.args_source == pytest.Config.ArgsSource.TESTPATHS and not session.config.option.keyword
+        recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() and not whole else {}
         recorded |= {
             nodeid: {"items": self.items[nodeid], "outcome": outcome} for nodeid, outcome in self.outcomes.items()
         }
