@@ -40,6 +40,8 @@ class Matrix:
             self.outcomes[report.nodeid] = report.outcome
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if not self.outcomes:
+            return
         # A run of everything is the whole truth; a run of some tests adds to what is known.
         whole = session.config.args_source == pytest.Config.ArgsSource.TESTPATHS and not session.config.option.keyword
         recorded = json.loads(RESULTS.read_text()) if RESULTS.exists() and not whole else {}
