@@ -35,7 +35,7 @@ sys.meta_path.insert(0, Absent())
 
 def cli(installation: Installation, *arguments: str, **changes: str) -> subprocess.CompletedProcess[bytes]:
     """Run the command line as on a bare machine: the usual variables, no Airflow to import."""
-    program = WITHOUT_AIRFLOW + "from include.cli import main\nmain()"
+    program = WITHOUT_AIRFLOW + "from include.cli.__main__ import main\nmain()"
     return subprocess.run(
         [sys.executable, "-c", program, "--bucket", installation.backups, *arguments],
         env={"PATH": os.environ["PATH"], "COLUMNS": "200", **installation.break_glass(), **changes},
@@ -55,7 +55,7 @@ def test_everything_but_the_airflow_rooms_imports_with_airflow_absent() -> None:
         for module in pkgutil.walk_packages(include.__path__, "include.")
         if not module.name.startswith(KNOW_AIRFLOW)
     ]
-    assert "include.cli" in modules
+    assert "include.cli.__main__" in modules
     assert "include.backup.full" in modules
     loaded = subprocess.run(
         [sys.executable, "-c", WITHOUT_AIRFLOW + "".join(f"import {name}\n" for name in modules)],

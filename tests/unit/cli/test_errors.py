@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ProfileNotFound
 
-from include import cli
+from include.cli import place
+from include.cli.__main__ import main
 from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.repository.catalog import Catalog, Entry, NoSuchBackup
@@ -30,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["synapse-backups", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         printed = capfd.readouterr()
         return int(ended.value.code or 0), printed.out, printed.err
 
@@ -85,13 +86,13 @@ def test_a_refused_manifest_is_listed_with_its_reason(run: Run, monkeypatch: pyt
 def test_a_port_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch, port: str) -> None:
     monkeypatch.setenv("PGPORT", port)
     with pytest.raises(BackupError, match=f"PGPORT is '{port}'"):
-        cli._server()
+        place.server()
 
 
 def test_the_server_is_named_by_libpqs_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("HOST", "db"), ("PORT", ""), ("USER", "me"), ("PASSWORD", "hidden"), ("SSLMODE", "require")):
         monkeypatch.setenv(f"PG{name}", value)
-    server = cli._server()
+    server = place.server()
 
     assert (server.host, server.port, server.user, server.sslmode) == ("db", 5432, "me", "require")
     assert "hidden" not in repr(server)
@@ -113,7 +114,7 @@ def test_the_region_is_the_options_the_environments_or_the_policys(
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert cli._Place(None, None, option, None).region_name() == expected
+    assert place.Place(None, None, option, None).region_name() == expected
 
 
 def test_a_new_keyring_is_made_once_and_its_secrets_are_not_told(run: Run, tmp_path: Path) -> None:

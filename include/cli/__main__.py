@@ -1,0 +1,47 @@
+"""`python -m include.cli`: the commands, and how an error is told."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from botocore.exceptions import BotoCoreError
+
+import include.cli
+from include.cli import backups, keyring
+from include.cli.place import place
+from include.cli.printing import tell
+from include.cli.restore import restore
+from include.errors import BackupError
+from include.repository.catalog import NoSuchBackup
+
+FAILED, NOT_FOUND = 1, 3
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=include.cli.__doc__)
+app.callback()(place)
+app.command("list")(backups.list_)
+for command in (backups.show, backups.verify, restore, backups.decrypt):
+    app.command()(command)
+
+keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)
+keyring_app.command("create")(keyring.create)
+app.add_typer(keyring_app, name="keyring")
+
+
+def main() -> None:
+    """Run the command line; an error is told in words, not as a traceback."""
+    try:
+        app()
+    except NoSuchBackup as missing:
+        tell(missing)
+        sys.exit(NOT_FOUND)
+    except BackupError as failure:
+        tell(failure)
+        sys.exit(FAILED)
+    except (OSError, BotoCoreError) as failure:
+        tell(BackupError(f"{failure}.", mend="Mend what it names, then run the same command again."))
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()
