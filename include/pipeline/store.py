@@ -22,10 +22,12 @@ from botocore.exceptions import (
     ReadTimeoutError,
     ResponseStreamingError,
 )
+from botocore.handlers import validate_ascii_metadata
 
 from include.errors import BackupError
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3.client import S3Client
 
 _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
@@ -95,6 +97,12 @@ class Bucket:
                 response_checksum_validation="when_required",
             ),
         )
+        events = self.client.meta.events
+        for operation in ("PutObject", "CreateMultipartUpload"):
+            events.unregister(f"before-parameter-build.s3.{operation}", validate_ascii_metadata)
+            events.register(f"before-parameter-build.s3.{operation}", _take_expires)
+            events.register(f"before-call.s3.{operation}", _give_expires)
+            events.register(f"before-send.s3.{operation}", _send_utf8)
 
     def __repr__(self) -> str:
         return f"s3://{self.name}"
@@ -303,7 +311,7 @@ class _Conflict(StoreError):
 class Upload:
     """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them on their way.
 
-    `headers` are boto3's (`ContentType`, …), `tags` a query string.
+    `headers` are boto3's (`ContentType`, …; `Expires` is text), `tags` a query string.
 
     Use as a context manager: leaving it without `complete()` removes what was sent, so that nothing that looks finished
     stays.
@@ -424,6 +432,24 @@ def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_f
 
 def _checksum(body: bytes) -> str:
     return base64.b64encode(hashlib.sha256(body).digest()).decode()
+
+
+def _take_expires(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    """`Expires` as it was written, which need not be a date: the client would parse it, or refuse it."""
+    if "Expires" in params:
+        context["expires"] = params.pop("Expires")
+
+
+def _give_expires(params: dict[str, Any], context: dict[str, Any], **_: object) -> None:
+    if "expires" in context:
+        params["headers"]["Expires"] = context["expires"]
+
+
+def _send_utf8(request: AWSPreparedRequest, **_: object) -> None:
+    """Headers beyond ASCII leave as the UTF-8 that they were signed as; HTTP's own library encodes as Latin-1."""
+    for name, value in request.headers.items():
+        if isinstance(value, str) and not value.isascii():
+            request.headers.replace_header(name, value.encode().decode("latin-1"))
 
 
 def _version(version_id: str | None) -> dict[str, Any]:

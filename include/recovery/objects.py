@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from include.errors import BackupError
 from include.pipeline.store import Bucket, Upload
@@ -57,7 +57,7 @@ def _restore(backup: OpenedBackup, entry: IndexEntry, target: Bucket) -> None:
         in_flight=2,
         headers=entry.headers,
         metadata=entry.metadata,
-        tags=urlencode(entry.tags),
+        tags=urlencode(entry.tags, quote_via=quote),  # some stores take a plus for a plus
     ) as upload:
         for raw in backup.read_object(entry):
             upload.write(raw)

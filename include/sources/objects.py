@@ -48,8 +48,19 @@ class IndexEntry(BaseModel):
     members: tuple[Member, ...]
 
 
-KEPT_HEADERS = ("ContentType", "ContentEncoding", "ContentLanguage", "ContentDisposition", "CacheControl")
-"""The headers an object is restored with, as boto3 spells them."""
+KEPT_HEADERS = {
+    "ContentType": "ContentType",
+    "ContentEncoding": "ContentEncoding",
+    "ContentLanguage": "ContentLanguage",
+    "ContentDisposition": "ContentDisposition",
+    "CacheControl": "CacheControl",
+    "ExpiresString": "Expires",
+    "WebsiteRedirectLocation": "WebsiteRedirectLocation",
+}
+"""The headers an object is restored with, as boto3 spells them when they are read, and when they are written.
+
+Its storage class, access list, lock and legal hold are not among them: a restored object has its new bucket's.
+"""
 
 
 def objects_as_of(
@@ -218,8 +229,8 @@ class PackedComponent:
             etag=version.etag,
             size=size,
             sha256=digest.hexdigest(),
-            headers={name: answer[name] for name in KEPT_HEADERS if answer.get(name)},
-            metadata=dict(answer.get("Metadata", {})),
+            headers={kept: _text(answer[told]) for told, kept in KEPT_HEADERS.items() if answer.get(told)},
+            metadata={name: _text(value) for name, value in answer.get("Metadata", {}).items()},
             tags=_tags(source, version, answer),
             members=members,
         )
@@ -258,6 +269,14 @@ def require_versions(source: Bucket) -> None:
 def versioning_command(bucket: Bucket) -> str:
     """What a person runs so that a bucket keeps versions."""
     return f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
+
+
+def _text(header: str) -> str:
+    """A header's text: HTTP's library reads bytes as Latin-1, and stores that are not AWS tell UTF-8."""
+    try:
+        return header.encode("latin-1").decode()
+    except UnicodeError:
+        return header
 
 
 def _tags(source: Bucket, version: ObjectVersion, answer: Any) -> dict[str, str]:
