@@ -6,6 +6,7 @@ federated and instance credentials of an AWS one, refreshed while a long backup 
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from airflow.sdk.log import mask_secret
 
 from include.errors import BackupError
 from include.monitoring.notifications import MailServer
-from include.pipeline.store import Bucket
+from include.pipeline.store import STALL_LIMIT, Bucket
 from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
 
@@ -55,7 +56,9 @@ def database_login(conn_id: str) -> DatabaseLogin:
     )
 
 
-def bucket(conn_id: str, *, name: str | None = None, region: str | None = None) -> Bucket:
+def bucket(
+    conn_id: str, *, name: str | None = None, region: str | None = None, stall_limit: timedelta = STALL_LIMIT
+) -> Bucket:
     """The bucket that an `aws` connection reaches; its `service_config.s3.bucket_name` and region go before ours.
 
     Raises `ConnectionUnusable` when there is no connection, or neither it nor we name a bucket.
@@ -70,6 +73,7 @@ def bucket(conn_id: str, *, name: str | None = None, region: str | None = None) 
         _needed(connection, "extra.service_config.s3.bucket_name", hook.service_config.get("bucket_name") or name),
         region=region,
         endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
+        stall_limit=stall_limit,
     )
 
 

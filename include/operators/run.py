@@ -43,7 +43,7 @@ class BackupRun:
         return Application(
             barrier=connections.database_login(sources.database.barrier_connection),
             dump=connections.database_login(sources.database.dump_connection),
-            objects=connections.bucket(sources.objects.connection),
+            objects=connections.bucket(sources.objects.connection, stall_limit=self.policy.pipeline.stall_limit),
             configuration=connections.configuration(sources.configuration.connection),
         )
 
@@ -52,7 +52,12 @@ class BackupRun:
         """The primary bucket, and the keyring that `BACKUP_KEYRING` names."""
         primary = self.policy.storage.primary
         return Catalog(
-            connections.bucket(primary.connection, name=primary.bucket, region=primary.region),
+            connections.bucket(
+                primary.connection,
+                name=primary.bucket,
+                region=primary.region,
+                stall_limit=self.policy.pipeline.stall_limit,
+            ),
             Keyring.from_environment(),
         )
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from botocore.handlers import validate_ascii_metadata
+from botocore.parsers import ResponseParserError
 
 from include.errors import BackupError
 
@@ -33,6 +35,15 @@ if TYPE_CHECKING:
 _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed"}
 _BUSY = {"409", "ConditionalRequestConflict"}
+_GONE = {"NoSuchUpload"}
+_FAILING = {429, 500, 502, 503, 504}
+
+STALL_LIMIT = timedelta(minutes=5)
+_TRIES = 6
+_LONGEST_BACKOFF = 31.0
+"""Seconds that the client waits between so many tries at most: a random share of 1, 2, 4, 8 and 16."""
+_READS = 3
+"""How often an answer is asked for that was cut after it had begun: the client itself does not ask again for a body."""
 
 
 class StoreError(BackupError):
@@ -69,6 +80,9 @@ class Bucket:
 
     Every body is signed with its SHA-256, which every S3 store checks, and carries the same as `x-amz-checksum-sha256`,
     which newer stores check and keep.
+
+    A call that the store does not answer, or answers with an error of its own, is tried again, a random and growing
+    time later, and given up within `stall_limit` (a minute at least; the policy's, where there is one).
     """
 
     def __init__(
@@ -79,19 +93,22 @@ class Bucket:
         region: str | None = None,
         endpoint_url: str | None = None,
         connections: int = 32,
+        stall_limit: timedelta = STALL_LIMIT,
     ) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
+        self._tried = threading.local()
+        one_try = max((stall_limit.total_seconds() - _LONGEST_BACKOFF) / _TRIES, 1.0)
         self.client: S3Client = session.client(
             "s3",
             region_name=region,
             endpoint_url=endpoint_url,
             config=Config(
                 s3={"addressing_style": "path" if endpoint_url else "auto", "payload_signing_enabled": True},
-                retries={"mode": "standard", "total_max_attempts": 6},
+                retries={"mode": "standard", "total_max_attempts": _TRIES},
                 max_pool_connections=connections,
-                connect_timeout=10,
-                read_timeout=60,
+                connect_timeout=one_try / 4,
+                read_timeout=one_try * 3 / 4,
                 tcp_keepalive=True,
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
@@ -103,6 +120,7 @@ class Bucket:
             events.register(f"before-parameter-build.s3.{operation}", _take_expires)
             events.register(f"before-call.s3.{operation}", _give_expires)
             events.register(f"before-send.s3.{operation}", _send_utf8)
+        events.register("needs-retry.s3", self._count_try)
 
     def __repr__(self) -> str:
         return f"s3://{self.name}"
@@ -154,8 +172,7 @@ class Bucket:
 
     def read(self, key: str, *, version_id: str | None = None) -> bytes:
         """A small object, whole; raises `ObjectMissing`."""
-        with self._named("read", key):
-            return self.client.get_object(Bucket=self.name, Key=key, **_version(version_id))["Body"].read()
+        return self._read_body(key, **_version(version_id))
 
     def read_oldest(self, key: str) -> bytes:
         """The first version ever written under `key`: what committed it, whatever came later."""
@@ -166,16 +183,7 @@ class Bucket:
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """The bytes `[start, end)` of an object; raises `ObjectMissing`, or `StoreError` when it is shorter."""
-        for last in (False, False, True):
-            try:
-                with self._named("read", key):
-                    wanted = f"bytes={start}-{end - 1}"
-                    body = self.client.get_object(Bucket=self.name, Key=key, Range=wanted)["Body"].read()
-                break
-            except _AnswerCut:
-                # The client tries a request again, and not the body of an answer that was cut on its way.
-                if last:
-                    raise
+        body = self._read_body(key, Range=f"bytes={start}-{end - 1}")
         if len(body) != end - start:
             raise StoreError(
                 f"{self}/{key} has {start + len(body)} bytes where at least {end} were stored.",
@@ -186,13 +194,29 @@ class Bucket:
     def open_version(
         self, key: str, *, version_id: str, etag: str, chunk_bytes: int = 1 << 20
     ) -> tuple[Mapping[str, Any], Iterator[bytes]]:
-        """The headers and the content of one version; raises `ObjectChanged` when it is not the one that was listed."""
+        """The headers and the content of one version; raises `ObjectChanged` when it is not the one that was listed.
+
+        Content that is cut on its way goes on where it was cut.
+        """
+        wanted: Any = {"Bucket": self.name, "Key": key, "IfMatch": etag, **_version(version_id)}
         with self._named("read", key):
-            answer = self.client.get_object(Bucket=self.name, Key=key, IfMatch=etag, **_version(version_id))
+            answer = self.client.get_object(**wanted)
 
         def content() -> Iterator[bytes]:
-            with self._named("read", key):
-                yield from answer["Body"].iter_chunks(chunk_bytes)
+            body, position, reads = answer["Body"], 0, _READS
+            while True:
+                try:
+                    with self._named("read", key):
+                        for chunk in body.iter_chunks(chunk_bytes):
+                            position += len(chunk)
+                            yield chunk
+                    return
+                except _AnswerCut:
+                    reads -= 1
+                    if not reads:
+                        raise
+                with self._named("read", key):
+                    body = self.client.get_object(**wanted, Range=f"bytes={position}-")["Body"]
 
         return answer, content()
 
@@ -259,9 +283,25 @@ class Bucket:
         with self._named("delete", key):
             self.client.delete_object(Bucket=self.name, Key=key)
 
+    def _read_body(self, key: str, **wanted: Any) -> bytes:
+        for last in (*(False,) * (_READS - 1), True):
+            try:
+                with self._named("read", key):
+                    body: bytes = self.client.get_object(Bucket=self.name, Key=key, **wanted)["Body"].read()
+                break
+            except _AnswerCut:
+                if last:
+                    raise
+        return body
+
+    def _count_try(self, attempts: int, **_: object) -> None:
+        """What the client tells before it decides whether to try again; answering nothing leaves that to it."""
+        self._tried.times = attempts
+
     @contextlib.contextmanager
     def _named(self, verb: str, key: str) -> Iterator[None]:
         """Turn the client's errors into ours, with the object's name, and never with a credential."""
+        self._tried.times = 0
         try:
             yield
         except ClientError as error:
@@ -284,20 +324,37 @@ class Bucket:
                     f"Could not {verb} {place}: it does not exist.",
                     mend="Check the bucket's name; use the replica's copy or another backup.",
                 ) from error
+            if code in _GONE:
+                raise _UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING:
+                raise StoreError(
+                    f"Could not {verb} {place}: {code} {answer} ({self._tries()})",
+                    mend="The store fails, or has too much to do: look at its state, lower pipeline.parts_in_flight "
+                    "if it asks to slow down, and start again.",
+                ) from error
             raise StoreError(
                 f"Could not {verb} {place}: {code} {answer}",
                 mend="Check the endpoint, the credentials and what they are allowed to do.",
             ) from error
+        except ResponseParserError as error:
+            raise StoreError(
+                f"Could not {verb} {self}/{key}: the answer is not what S3 answers ({error}).",
+                mend="Start again; look at what stands between here and the store.",
+            ) from error
         except (ResponseStreamingError, IncompleteReadError, ReadTimeoutError) as error:
             raise _AnswerCut(
-                f"Could not {verb} {self}/{key}: the answer was cut ({error}).",
+                f"Could not {verb} {self}/{key}: the answer was cut ({error}; {self._tries()}).",
                 mend="Start again; look at the network.",
             ) from error
         except BotoCoreError as error:
             raise StoreError(
-                f"Could not {verb} {self}/{key}: {error}",
+                f"Could not {verb} {self}/{key}: {error} ({self._tries()})",
                 mend="Check that the endpoint is reachable and the credentials are set.",
             ) from error
+
+    def _tries(self) -> str:
+        times = self._tried.times
+        return f"tried {times} times" if times > 1 else "tried once"
 
 
 class _AnswerCut(StoreError):
@@ -306,6 +363,10 @@ class _AnswerCut(StoreError):
 
 class _Conflict(StoreError):
     """Two conditional writes met; S3 asks the client to try again."""
+
+
+class _UploadGone(StoreError):
+    """The store knows no such upload: it was completed, or aborted."""
 
 
 class Upload:
@@ -341,7 +402,7 @@ class Upload:
         self._parts: list[Any] = []
         self._sending: deque[Future[Any]] = deque()
         self._pool: ThreadPoolExecutor | None = None
-        self._sent = 0
+        self._sent = self._sent_bytes = 0
         self._completed = False
 
     def __enter__(self) -> Upload:
@@ -378,14 +439,30 @@ class Upload:
                 self._send(bytes(self._buffer))
             while self._sending:
                 self._parts.append(self._sending.popleft().result())
-            with self._bucket._named("complete", self.key):
-                self._bucket.client.complete_multipart_upload(
-                    Bucket=self._bucket.name,
-                    Key=self.key,
-                    UploadId=self._upload_id,
-                    MultipartUpload={"Parts": self._parts},
-                )
+            try:
+                with self._bucket._named("complete", self.key):
+                    self._bucket.client.complete_multipart_upload(
+                        Bucket=self._bucket.name,
+                        Key=self.key,
+                        UploadId=self._upload_id,
+                        MultipartUpload={"Parts": self._parts},
+                    )
+            except _UploadGone:
+                # An answer that was lost makes the client ask again, and some stores know the upload no more.
+                if not self._has_appeared():
+                    raise
         self._completed = True
+
+    def _has_appeared(self) -> bool:
+        """Whether the object is there, with the size and the ETag (the MD5 of its parts' MD5s) of what was sent."""
+        with self._bucket._named("look at", self.key):
+            found = self._bucket.client.head_object(Bucket=self._bucket.name, Key=self.key)
+        try:
+            digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in self._parts)
+        except ValueError:
+            return False
+        etag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
+        return (found["ContentLength"], found["ETag"].strip('"')) == (self._sent_bytes, etag)
 
     def _send(self, part: bytes) -> None:
         if self._upload_id is None or self._pool is None:
@@ -397,6 +474,7 @@ class Upload:
         if len(self._sending) >= self._in_flight:
             self._parts.append(self._sending.popleft().result())
         self._sent += 1
+        self._sent_bytes += len(part)
         self._sending.append(self._pool.submit(self._send_part, self._upload_id, self._sent, part))
 
     def _send_part(self, upload_id: str, number: int, part: bytes) -> Any:
