@@ -26,7 +26,6 @@ from include.pipeline.canonical import canonical_json
 KEY_BYTES = 32
 NONCE_BYTES = 12
 KEYRING_VARIABLE = "BACKUP_KEYRING"
-_SIGNING_DOMAIN = b"synapse-backups manifest 1\n"
 
 
 class KeyringError(BackupError):
@@ -189,18 +188,18 @@ class Keyring:
             ) from None
         return dek
 
-    def sign(self, document: Mapping[str, Any]) -> dict[str, str]:
-        """The signature block of a document that has none yet: Ed25519 over its canonical JSON."""
+    def sign(self, document: Mapping[str, Any], *, kind: str = "manifest") -> dict[str, str]:
+        """The signature block of a document that has none yet: Ed25519 over its kind and its canonical JSON."""
         key = self.signing_keys[self.current_signing_key]
         if key.private is None:
             raise KeyringError(
                 f"The signing key {key.id} has no private half in this keyring.",
                 mend="A keyring made for restoring cannot make backups: use the full one.",
             )
-        return {"key": key.id, "ed25519": _text(key.private.sign(_SIGNING_DOMAIN + canonical_json(document)))}
+        return {"key": key.id, "ed25519": _text(key.private.sign(_signed(document, kind)))}
 
-    def check(self, document: Mapping[str, Any], signature: Mapping[str, str]) -> None:
-        """Prove that `signature` is of this document; raises `UnknownKey` or `SignatureRefused`."""
+    def check(self, document: Mapping[str, Any], signature: Mapping[str, str], *, kind: str = "manifest") -> None:
+        """Prove that `signature` is of this document as that kind; raises `UnknownKey` or `SignatureRefused`."""
         key_id = str(signature.get("key"))
         if key_id not in self.signing_keys:
             raise UnknownKey(
@@ -208,9 +207,7 @@ class Keyring:
                 mend="Use the keyring that holds that public key.",
             )
         try:
-            self.signing_keys[key_id].public.verify(
-                _bytes(signature["ed25519"]), _SIGNING_DOMAIN + canonical_json(document)
-            )
+            self.signing_keys[key_id].public.verify(_bytes(signature["ed25519"]), _signed(document, kind))
         except (InvalidSignature, ValueError, KeyError, TypeError):
             raise SignatureRefused(
                 f"Its signature by {key_id} does not match its content: it was changed after it was written.",
@@ -221,6 +218,11 @@ class Keyring:
 def new_data_key() -> bytes:
     """A random 256-bit data-encryption key."""
     return secrets.token_bytes(KEY_BYTES)
+
+
+def _signed(document: Mapping[str, Any], kind: str) -> bytes:
+    """What a signature covers: with the kind in front, no document can be passed off as one of another kind."""
+    return f"synapse-backups {kind} 1\n".encode() + canonical_json(document)
 
 
 def _envelope(owner: str, attempt: str, kek_id: str, wrapped_key: str) -> dict[str, Any]:

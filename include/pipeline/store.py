@@ -36,6 +36,8 @@ _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed"}
 _BUSY = {"409", "ConditionalRequestConflict"}
 _GONE = {"NoSuchUpload"}
+_DENIED = {"403", "AccessDenied"}
+_PAST_END = {"416", "InvalidRange"}
 _FAILING = {429, 500, 502, 503, 504}
 
 STALL_LIMIT = timedelta(minutes=5)
@@ -56,6 +58,14 @@ class ObjectMissing(StoreError):
 
 class ObjectExists(StoreError):
     """An object was to be created, and exists already."""
+
+
+class ObjectCut(StoreError):
+    """An object that has fewer bytes than were stored."""
+
+
+class NotAllowed(StoreError):
+    """These credentials may not do that."""
 
 
 class ObjectChanged(StoreError):
@@ -182,10 +192,10 @@ class Bucket:
         return self.read(key, version_id=versions[-1].version_id)
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
-        """The bytes `[start, end)` of an object; raises `ObjectMissing`, or `StoreError` when it is shorter."""
+        """The bytes `[start, end)` of an object; raises `ObjectMissing`, or `ObjectCut` when it is shorter."""
         body = self._read_body(key, Range=f"bytes={start}-{end - 1}")
         if len(body) != end - start:
-            raise StoreError(
+            raise ObjectCut(
                 f"{self}/{key} has {start + len(body)} bytes where at least {end} were stored.",
                 mend="It was cut or replaced: use the replica's copy or another backup.",
             )
@@ -332,7 +342,12 @@ class Bucket:
                     mend="The store fails, or has too much to do: look at its state, lower pipeline.parts_in_flight "
                     "if it asks to slow down, and start again.",
                 ) from error
-            raise StoreError(
+            if code in _PAST_END:
+                raise ObjectCut(
+                    f"Could not {verb} {place}: it has fewer bytes than were stored.",
+                    mend="It was cut or replaced: use the replica's copy or another backup.",
+                ) from error
+            raise (NotAllowed if code in _DENIED else StoreError)(
                 f"Could not {verb} {place}: {code} {answer}",
                 mend="Check the endpoint, the credentials and what they are allowed to do.",
             ) from error

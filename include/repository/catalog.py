@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing, ObjectVersion
-from include.repository.layout import MANIFESTS, BackupId, BackupType, NotABackupId
+from include.repository.layout import MANIFESTS, VERIFICATION, BackupId, BackupType, NotABackupId
 from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.verification import Record, Verification, read_history, read_verifications, told
+
+log = logging.getLogger(__name__)
 
 _READS_AT_ONCE = 16
 
@@ -32,11 +36,12 @@ class AlreadyCommitted(BackupError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One manifest as the listing found it: its content, or why it was refused."""
+    """One manifest as the listing found it: its content and what was proved about it, or why it was refused."""
 
     key: str
     manifest: Manifest | None
     refused: str | None
+    verification: Verification = field(default_factory=Verification)
 
 
 class Catalog:
@@ -57,6 +62,11 @@ class Catalog:
         prefix = f"{MANIFESTS}{type_}/" if type_ else MANIFESTS
         with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="catalog") as pool:
             entries = list(pool.map(self._entry, _oldest(self.bucket.versions(prefix))))
+        genuine = [entry.manifest for entry in entries if entry.manifest is not None]
+        known = self._verifications(genuine, f"{VERIFICATION}{type_}-" if type_ else VERIFICATION)
+        entries = [
+            replace(entry, verification=known[entry.manifest.id]) if entry.manifest else entry for entry in entries
+        ]
         return sorted(
             entries,
             key=lambda entry: (
@@ -84,26 +94,49 @@ class Catalog:
         except NoSuchBackup:
             return None
 
-    def latest(self, type_: BackupType) -> Manifest:
-        """The backup of that type with the newest consistency point.
+    def verification(self, manifest: Manifest) -> Verification:
+        """What was proved about one backup."""
+        return self._verifications([manifest], f"{VERIFICATION}{manifest.id}/")[manifest.id]
 
-        Raises `NoSuchBackup`, and `ManifestRefused` when a manifest that may be newer is refused: "the latest" must not
-        quietly become an older one.
+    def history(self, manifest: Manifest, proof: str) -> list[Record]:
+        """Every genuine record of one proof of a backup, newest first."""
+        versions = _oldest(self.bucket.versions(f"{VERIFICATION}{manifest.id}/"))
+        return read_history(self.bucket, self.keyring, manifest, versions, proof)
+
+    def latest(self, type_: BackupType) -> Manifest:
+        """The backup of that type with the newest consistency point, of those whose verification did not fail.
+
+        One that is passed over is named in the log. Raises `NoSuchBackup`, and `ManifestRefused` when a manifest that
+        may be newer is refused: "the latest" must not quietly become an older one.
         """
         entries = self.entries(type_)
-        genuine = [entry.manifest for entry in entries if entry.manifest is not None]
+        genuine = [(entry.manifest, entry.verification) for entry in entries if entry.manifest is not None]
         if not genuine:
             raise NoSuchBackup(
                 f"{self.bucket} holds no {type_} backup that this keyring can prove.",
                 mend=f"Run the {type_}_backup DAG first.",
             )
-        newest = genuine[-1]
+        passed_over = []
+        while genuine and genuine[-1][1].failed:
+            passed_over.append(genuine.pop())
+        if not genuine:
+            raise NoSuchBackup(
+                f"Every {type_} backup in {self.bucket} failed its verification.",
+                mend="`python -m include.cli list` says of each what failed: mend that and verify it again, use the "
+                "replica, or restore one by its id with --despite-verification.",
+            )
+        newest, verification = genuine[-1]
         for entry in entries:
             if entry.refused and (named := _named_by(entry.key)) and named.moment > newest.backup.moment:
                 raise ManifestRefused(
                     f"The latest {type_} backup cannot be told: {entry.refused}",
                     mend=f"{newest.id} is the newest that is genuine: name it, if that is the one you want.",
                 )
+        for manifest, failing in passed_over:
+            failures = "; ".join(map(told, failing.failed))
+            log.warning("%s is passed over, because its verification failed: %s.", manifest.id, failures)
+        for refused in verification.refused:
+            log.warning("%s is in doubt: %s", newest.id, refused)
         return newest
 
     def commit(self, manifest: Manifest) -> Manifest:
@@ -121,6 +154,9 @@ class Catalog:
         if winner.attempt != manifest.attempt:
             raise AlreadyCommitted(winner)
         return winner
+
+    def _verifications(self, manifests: list[Manifest], prefix: str) -> dict[str, Verification]:
+        return read_verifications(self.bucket, self.keyring, manifests, _oldest(self.bucket.versions(prefix)))
 
     def _entry(self, version: ObjectVersion) -> Entry:
         try:

@@ -65,6 +65,7 @@ class BackupId:
 
 
 MANIFESTS = "manifests/"
+VERIFICATION = "verification/"
 
 
 def new_attempt() -> str:

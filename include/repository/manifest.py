@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
-from typing import Any, Literal, Self
+from typing import ClassVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime
 
 from include.errors import BackupError
 from include.pipeline.artifacts import ArtifactPlace, Segment, Written
-from include.pipeline.canonical import canonical_json
-from include.pipeline.keys import Keyring, KeyringError
 from include.pipeline.sealing import Measure
-from include.repository.layout import BackupId, BackupType, NotABackupId
-
-FORMAT = 1
+from include.repository.layout import BackupId, BackupType
+from include.repository.signed import Frozen, SignedDocument
 
 
 class ManifestRefused(BackupError):
     """A manifest that is not genuine, or not one this version reads."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StoredSegment(_Frozen):
+class StoredSegment(Frozen):
     """One sealed stream of an artifact. Sizes in bytes, digests in hex."""
 
     key: str
@@ -36,7 +28,7 @@ class StoredSegment(_Frozen):
     stored_sha256: str
 
 
-class Artifact(_Frozen):
+class Artifact(Frozen):
     """One stream of the backup: a row of segments. `attempt` is the try that wrote it."""
 
     name: str
@@ -70,7 +62,7 @@ class Artifact(_Frozen):
         )
 
 
-class Pack(_Frozen):
+class Pack(Frozen):
     """One pack of objects that this backup reads from. It has its own data key; `attempt` is the try that wrote it."""
 
     id: str
@@ -83,14 +75,14 @@ class Pack(_Frozen):
     stored_sha256: str
 
 
-class Slot(_Frozen):
+class Slot(Frozen):
     """The data interval that a scheduled run stands for."""
 
     start: AwareDatetime
     end: AwareDatetime
 
 
-class ConsistencyPoint(_Frozen):
+class ConsistencyPoint(Frozen):
     """One moment across database, objects and configuration."""
 
     time: AwareDatetime
@@ -100,7 +92,7 @@ class ConsistencyPoint(_Frozen):
     configuration_commit: str
 
 
-class WriteStop(_Frozen):
+class WriteStop(Frozen):
     """How long writers were kept waiting, in microseconds.
 
     From the request of the locks, and from their grant, to their release.
@@ -110,7 +102,7 @@ class WriteStop(_Frozen):
     held_us: int
 
 
-class DatabaseSummary(_Frozen):
+class DatabaseSummary(Frozen):
     """What the database was; the rows and digests of each table are in the artifact `database/inventory.json`.
 
     `server_version` is as in 180006, `tools` the major version of the pg_dump that wrote.
@@ -125,7 +117,7 @@ class DatabaseSummary(_Frozen):
     rows: int
 
 
-class ObjectsSummary(_Frozen):
+class ObjectsSummary(Frozen):
     """How much of the object store is in the backup; each object is in its component's index."""
 
     bucket: str
@@ -133,14 +125,14 @@ class ObjectsSummary(_Frozen):
     raw_bytes: int
 
 
-class ConfigurationSummary(_Frozen):
+class ConfigurationSummary(Frozen):
     """What the configuration was."""
 
     branch: str | None
     files: int
 
 
-class Cost(_Frozen):
+class Cost(Frozen):
     """What making it took: milliseconds of wall and CPU, bytes of memory."""
 
     milliseconds: int
@@ -148,13 +140,12 @@ class Cost(_Frozen):
     peak_memory_bytes: int
 
 
-class Manifest(_Frozen):
-    """Everything a restore needs to know, except the keys. Written last; it commits the backup.
+class Manifest(SignedDocument):
+    """Everything a restore needs to know, except the keys. Written last; it commits the backup."""
 
-    It holds no floating-point number: its canonical JSON, which is signed, is then the same in every language.
-    """
+    kind: ClassVar[str] = "manifest"
+    refusal: ClassVar[type[BackupError]] = ManifestRefused
 
-    format: Literal[1] = 1
     id: str
     type: BackupType
     attempt: str
@@ -177,6 +168,11 @@ class Manifest(_Frozen):
         return BackupId.parse(self.id)
 
     @property
+    def home(self) -> str:
+        """Where the manifest of this id lies."""
+        return self.backup.manifest_key
+
+    @property
     def raw_bytes(self) -> int:
         """Bytes of the sources."""
         return sum(artifact.raw_bytes for artifact in self.artifacts) + sum(pack.raw_bytes for pack in self.packs)
@@ -195,47 +191,6 @@ class Manifest(_Frozen):
             f"{self.id} has no artifact {name!r}.",
             mend=f"It has: {', '.join(artifact.name for artifact in self.artifacts)}.",
         )
-
-    def sealed(self, keyring: Keyring) -> bytes:
-        """The signed document, as it is stored."""
-        document = self.model_dump(mode="json")
-        return canonical_json({**document, "signature": keyring.sign(document)})
-
-    @classmethod
-    def open(cls, stored: bytes, keyring: Keyring, *, key: str) -> Self:
-        """Parse and prove a stored manifest; raises `ManifestRefused`, naming the object `key`."""
-        try:
-            document: dict[str, Any] = json.loads(stored)
-            canonical = canonical_json(document) == stored
-            signature = dict(document.pop("signature"))
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            canonical = False
-        if not canonical:
-            raise ManifestRefused(f"{key} is not a signed manifest.", mend="Compare it with the replica's copy.")
-        try:
-            keyring.check(document, signature)
-        except KeyringError as refused:
-            raise ManifestRefused(f"{key} is refused. {refused.what}", mend=refused.mend) from refused
-        if document.get("format") != FORMAT:
-            raise ManifestRefused(
-                f"{key} has format {document.get('format')!r}, and this version reads format {FORMAT}.",
-                mend="Use the version that wrote it.",
-            )
-        try:
-            manifest = cls.model_validate(document)
-            home = manifest.backup.manifest_key
-        except (ValidationError, NotABackupId) as invalid:
-            what = "its id" if isinstance(invalid, NotABackupId) else f"{invalid.error_count()} fields"
-            raise ManifestRefused(
-                f"{key} is signed, and does not fit format {FORMAT} ({what}).",
-                mend="Use the version that wrote it.",
-            ) from None
-        if home != key:
-            raise ManifestRefused(
-                f"{key} holds the manifest of {manifest.id}: it was moved here.",
-                mend="Do not restore from it; restore from the id that it is.",
-            )
-        return manifest
 
 
 def artifact_place(backup: BackupId, attempt: str, name: str, *, component: str, retention_class: str) -> ArtifactPlace:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,57 +14,9 @@ from include.pipeline.keys import Keyring, UnknownKey, WrapRefused
 from include.pipeline.store import Bucket, ObjectMissing
 from include.repository.catalog import AlreadyCommitted, Catalog, NoSuchBackup
 from include.repository.envelopes import create_data_key, open_data_key
-from include.repository.layout import BackupId, envelope_key
-from include.repository.manifest import (
-    ConfigurationSummary,
-    ConsistencyPoint,
-    Cost,
-    DatabaseSummary,
-    Manifest,
-    ManifestRefused,
-    ObjectsSummary,
-    WriteStop,
-)
-from include.sandbox.s3 import S3Server
-
-MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
-
-
-def make(day: int = 0, *, attempt: str = "a" * 16, point: datetime | None = None) -> Manifest:
-    backup, moment = BackupId("full", MIDNIGHT + timedelta(days=day)), point or MIDNIGHT + timedelta(days=day)
-    return Manifest(
-        id=str(backup),
-        type="full",
-        attempt=attempt,
-        slot=None,
-        started=moment,
-        finished=moment,
-        consistency_point=ConsistencyPoint(
-            time=moment, lsn="0/1", restore_point="point", objects_as_of=moment, configuration_commit="c" * 40
-        ),
-        write_stop=WriteStop(requested_us=2, held_us=1),
-        database=DatabaseSummary(
-            name="synapse", server_version=180006, system_identifier="1", timeline=1, tools=18, tables=0, rows=0
-        ),
-        objects=ObjectsSummary(bucket="files", objects=0, raw_bytes=0),
-        configuration=ConfigurationSummary(branch=None, files=0),
-        artifacts=(),
-        packs=(),
-        cost=Cost(milliseconds=1, cpu_milliseconds=1, peak_memory_bytes=1),
-        warnings=(),
-    )
-
-
-@pytest.fixture(scope="module")
-def keyring(tmp_path_factory: pytest.TempPathFactory) -> Keyring:
-    return Keyring.create(tmp_path_factory.mktemp("keys") / "keyring.json")
-
-
-@pytest.fixture
-def catalog(s3_primary: S3Server, bucket: str, keyring: Keyring) -> Catalog:
-    store = Bucket(s3_primary.session(), bucket, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
-    return Catalog(store, keyring)
-
+from include.repository.layout import envelope_key
+from include.repository.manifest import Manifest, ManifestRefused
+from tests.manifests import MIDNIGHT, make
 
 # The catalog
 

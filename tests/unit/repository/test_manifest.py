@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +12,11 @@ from hypothesis import strategies as st
 
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keys import Keyring
-from include.repository.layout import BackupId
-from include.repository.manifest import (
-    Artifact,
-    ConfigurationSummary,
-    ConsistencyPoint,
-    Cost,
-    DatabaseSummary,
-    Manifest,
-    ManifestRefused,
-    ObjectsSummary,
-    Pack,
-    StoredSegment,
-    WriteStop,
-)
+from include.repository.manifest import Manifest, ManifestRefused
+from tests.manifests import make
 
-BACKUP = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
+BACKUP = make().backup
 KEY = BACKUP.manifest_key
-MOMENT = datetime(2026, 11, 22, 0, 0, 7, tzinfo=UTC)
-
-
-def make(**changes: Any) -> Manifest:
-    manifest = Manifest(
-        id=str(BACKUP),
-        type="full",
-        attempt="0123456789abcdef",
-        slot=None,
-        started=MOMENT,
-        finished=MOMENT,
-        consistency_point=ConsistencyPoint(
-            time=MOMENT, lsn="0/1", restore_point="point", objects_as_of=MOMENT, configuration_commit="c" * 40
-        ),
-        write_stop=WriteStop(requested_us=2, held_us=1),
-        database=DatabaseSummary(
-            name="Zürich", server_version=180006, system_identifier="1", timeline=1, tools=18, tables=1, rows=1
-        ),
-        objects=ObjectsSummary(bucket="files", objects=1, raw_bytes=7),
-        configuration=ConfigurationSummary(branch=None, files=0),
-        artifacts=(
-            Artifact(
-                name="database/users.pgdump",
-                component="user_data",
-                retention_class="personal",
-                attempt="0123456789abcdef",
-                segments=(StoredSegment(key="k", raw_bytes=3, raw_sha256="r", stored_bytes=2, stored_sha256="s"),),
-                milliseconds=5,
-            ),
-        ),
-        packs=(
-            Pack(
-                id="p",
-                component="user_uploads",
-                retention_class="personal",
-                attempt="0123456789abcdef",
-                members=1,
-                raw_bytes=7,
-                stored_bytes=5,
-                stored_sha256="s",
-            ),
-        ),
-        cost=Cost(milliseconds=1, cpu_milliseconds=1, peak_memory_bytes=1),
-        warnings=("mind the gap",),
-    )
-    return manifest.model_copy(update=changes)
-
-
-@pytest.fixture(scope="module")
-def keyring(tmp_path_factory: pytest.TempPathFactory) -> Keyring:
-    return Keyring.create(tmp_path_factory.mktemp("keys") / "keyring.json")
 
 
 def signed(keyring: Keyring, document: dict[str, Any]) -> bytes:
@@ -136,7 +72,7 @@ def test_a_manifest_that_somebody_else_signed_is_refused(keyring: Keyring, tmp_p
 
 def test_a_manifest_that_was_moved_is_refused(keyring: Keyring) -> None:
     elsewhere = KEY.replace("22T", "23T")
-    with pytest.raises(ManifestRefused, match=rf"{elsewhere} holds the manifest of {BACKUP}"):
+    with pytest.raises(ManifestRefused, match=rf"{elsewhere} holds the manifest that belongs at {KEY}"):
         Manifest.open(make().sealed(keyring), keyring, key=elsewhere)
 
 
