@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import selectors
 import subprocess
 import threading
@@ -23,8 +24,7 @@ CHUNK_BYTES = 1 << 20
 _STDERR_LINES = 40
 _SECONDS_TO_END = 10
 _SECONDS_TO_SAY = 1
-
-
+_VALUE = re.compile(r': ".*')
 _INHERITED = ("PATH", "HOME", "TMPDIR", "PGPASSFILE")
 
 
@@ -37,7 +37,11 @@ class SourceStalled(SourceFailed):
 
 
 class SinkFailed(BackupError):
-    """The process that was to take the bytes in failed."""
+    """The process that was to take the bytes in failed; `said` is the end of what it wrote to standard error."""
+
+    def __init__(self, what: str, *, mend: str, said: str = "") -> None:
+        super().__init__(what, mend=mend)
+        self.said = said
 
 
 def child_environment() -> dict[str, str]:
@@ -81,8 +85,21 @@ def run_sink(argv: Sequence[str], chunks: Iterable[bytes], *, environment: Mappi
             raise SinkFailed(
                 f"{_name(argv)} failed with exit code {process.returncode}: {complaints.tail()}",
                 mend="Mend what it names, then start the restore again: it writes to a fresh place.",
+                said=complaints.text(),
             )
         return complaints.text()
+
+
+def without_data(program: str, line: str) -> str | None:
+    """What may be told of one line of a program's standard error; None for nothing.
+
+    PostgreSQL's tools pass on the server's DETAIL and CONTEXT, which repeat keys and rows, and the statement that
+    failed. Their own lines begin with their name; everything else of theirs is such an appendix, or the next line of
+    one. A value that the server's message itself ends with ('invalid input syntax for type date: "…"') is blotted out.
+    """
+    if not program.startswith("pg_"):
+        return line
+    return _VALUE.sub(': "…"', line) if line.startswith(f"{program}: ") else None
 
 
 class _Complaints:
@@ -96,9 +113,10 @@ class _Complaints:
 
     def _read(self, stream: IO[bytes], name: str) -> None:
         for raw in stream:
-            line = raw.decode(errors="replace").rstrip()
-            self._lines.append(line)
-            log.debug("%s: %s", name, line)
+            line = without_data(name, raw.decode(errors="replace").rstrip())
+            if line is not None:
+                self._lines.append(line)
+                log.debug("%s: %s", name, line)
 
     def text(self) -> str:
         self._thread.join(timeout=_SECONDS_TO_END)

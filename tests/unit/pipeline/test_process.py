@@ -9,7 +9,7 @@ from datetime import timedelta
 import psutil
 import pytest
 
-from include.pipeline.process import SinkFailed, SourceFailed, SourceStalled, run_sink, run_source
+from include.pipeline.process import SinkFailed, SourceFailed, SourceStalled, run_sink, run_source, without_data
 
 PATIENT, IMPATIENT = timedelta(seconds=30), timedelta(seconds=0.3)
 
@@ -97,6 +97,30 @@ def test_a_sink_takes_everything_and_its_words_are_kept() -> None:
 def test_a_sink_that_fails_says_why() -> None:
     with pytest.raises(SinkFailed, match="exit code 5: it is full"):
         sink("cat >/dev/null; echo it is full >&2; exit 5", (b"x",))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ('pg_restore: error: COPY failed for table "users": ERROR:  duplicate key value violates "users_pkey"', None),
+        ("DETAIL:  Key (email)=(somebody@example.com) already exists.", ""),
+        ('CONTEXT:  COPY users, line 1, column born: "1970-01-02"', ""),
+        ("Command was: CREATE USER MAPPING FOR x SERVER y OPTIONS (password 'hidden');", ""),
+        ("the next line of a key", ""),
+        (
+            'pg_restore: error: COPY failed for table "users": ERROR:  invalid input syntax for type date: "a secret"',
+            'pg_restore: error: COPY failed for table "users": ERROR:  invalid input syntax for type date: "…"',
+        ),
+        (
+            'pg_restore: error: x: ERROR:  malformed array literal: "{a, "b": "c',
+            'pg_restore: error: x: ERROR:  malformed array literal: "…"',
+        ),
+        ("pg_restore: from TOC entry 3401; 2606 16402 CONSTRAINT public users users_pkey owner", None),
+    ],
+)
+def test_of_what_postgresql_says_no_row_is_told(line: str, told: str | None) -> None:
+    assert without_data("pg_restore", line) == (line if told is None else told or None)
+    assert without_data("git", line) == line
 
 
 def test_a_sink_that_ends_early_says_why_too() -> None:
