@@ -1,60 +1,68 @@
-"""What is looked at before a backup begins (R4.1, R4.2): each check raises with its mend, and returns what it found."""
+"""The steps before a backup begins, each insisting on its checks (R4.1, R4.2), and the run's temporary directory."""
 
 from __future__ import annotations
 
-import secrets
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from include.backup.application import Application
-from include.errors import BackupError
-from include.pipeline.keys import new_data_key
+from include.backup.checks import clock, database, store, worker
+from include.backup.checks.check import Facts, insist
 from include.policy import Policy
 from include.repository.catalog import Catalog
-from include.sources.objects import require_versions, versioning_command
-from include.sources.postgres.relations import list_relations
-from include.sources.postgres.server import identify
-from include.sources.postgres.tools import find_tools
-
-Facts = dict[str, Any]
-
-
-class NotReady(BackupError):
-    """Something that a backup needs is not as it must be."""
 
 
 def check_disk(scratch: Path, policy: Policy) -> Facts:
     """Whether the disk that takes temporary files has the policy's room (R4.1)."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(scratch).free
-    needed = policy.preparation.minimum_free_bytes
-    if free < needed:
-        raise NotReady(
-            f"The disk of {scratch} has {free / 1e9:.1f} GB free, and the policy wants {needed / 1e9:.1f} GB.",
-            mend="Free some, name another directory, or lower preparation.minimum_free_bytes.",
-        )
-    return {"free_bytes": free, "needed_bytes": needed}
+    return insist(partial(worker.disk, scratch, policy))
 
 
-def check_permissions(application: Application, catalog: Catalog) -> Facts:
-    """Whether the sources can be read, and the bucket written, read and listed (R4.1).
+def check_permissions(application: Application, catalog: Catalog, policy: Policy) -> Facts:
+    """Whether each login may do what it must, the sources can be read, and the bucket written (R4.1)."""
+    barrier, dump, bucket = application.barrier, application.dump, catalog.bucket
+    return insist(
+        partial(database.privileges, barrier, database.BARRIER),
+        partial(database.no_more, barrier, database.AT_MOST["barrier"]),
+        partial(database.privileges, dump, database.DUMP),
+        partial(database.no_more, dump, database.AT_MOST["dump"]),
+        partial(store.source, application.objects),
+        partial(worker.configuration, application.configuration, policy),
+        partial(store.round_trip, bucket),
+        partial(store.multipart, bucket),
+    )
 
-    The probe is one small object under `state/`, deleted again.
-    """
-    with application.dump.connect(application_name="synapse-backups", autocommit=True) as session:
-        tables = len(list_relations(session).tables)
-    first = next(application.objects.keys(""), None)
-    point = application.configuration.point()
-    probe = f"state/probe-{secrets.token_hex(8)}"
-    content = secrets.token_bytes(64)
-    catalog.bucket.create(probe, content)
-    try:
-        _must(catalog.bucket.read(probe) == content, f"{catalog.bucket}/{probe} does not read back as it was written.")
-        _must(probe in catalog.bucket.keys("state/probe-"), f"{catalog.bucket} does not list what was just written.")
-    finally:
-        catalog.bucket.delete(probe)
-    return {"tables": tables, "objects": first is not None, "commit": point.commit, "bucket": catalog.bucket.name}
+
+def check_database(application: Application, policy: Policy) -> Facts:
+    """Whether both logins reach the same primary, its tools are here and its settings fit (R4.2)."""
+    return insist(
+        partial(database.reach, application.dump),
+        partial(database.same_database, application.barrier, application.dump),
+        partial(database.tools, application.dump),
+        partial(database.settings, application.dump, policy),
+        partial(database.references, application.dump, policy),
+        partial(clock.of_database, application.dump, policy),
+    )
+
+
+def check_stores(application: Application, catalog: Catalog, policy: Policy) -> Facts:
+    """Whether both buckets answer and keep versions (R4.2, R3.1), and whether the backups' keeps time."""
+    return insist(
+        partial(store.reach, application.objects),
+        partial(store.source, application.objects),
+        partial(store.reach, catalog.bucket),
+        partial(store.versioned, catalog.bucket),
+        partial(store.conditional_writes, catalog.bucket),
+        partial(clock.of_store, catalog.bucket, policy),
+    )
+
+
+def check_keys(catalog: Catalog, policy: Policy) -> Facts:
+    """Whether the keyring opens what it wraps and proves what it signs, and is not due for rotation (R4.2, R7.1)."""
+    return insist(
+        partial(worker.keyring_opens, lambda: catalog.keyring),
+        partial(worker.keyring_age, lambda: catalog.keyring, policy),
+    )
 
 
 def make_scratch(root: Path, name: str) -> Path:
@@ -71,56 +79,3 @@ def remove_scratch(root: Path, name: str) -> None:
     scratch = root / name
     if scratch.exists():
         shutil.rmtree(scratch)
-
-
-def check_database(application: Application) -> Facts:
-    """Whether both logins reach the same primary, and its tools are here (R4.2)."""
-    with application.dump.connect(application_name="synapse-backups", autocommit=True) as session:
-        server = identify(session)
-        relations = list_relations(session)
-    with application.barrier.connect(application_name="synapse-backups", autocommit=True) as session:
-        _must(
-            identify(session) == server,
-            "The barrier and the dump login reach different databases.",
-            mend="Point both connections at the same database of the same server.",
-        )
-    tools = find_tools(server.major)
-    return {
-        "server": server.version_text,
-        "system": server.system_identifier,
-        "tables": len(relations.tables),
-        "tools": tools.major,
-    }
-
-
-def check_stores(application: Application, catalog: Catalog, policy: Policy) -> Facts:
-    """Whether both buckets answer, and keep versions (R4.2, R3.1)."""
-    require_versions(application.objects)
-    _must(
-        catalog.bucket.is_versioned(),
-        f"{catalog.bucket} keeps no versions (R3.1).",
-        mend=versioning_command(catalog.bucket),
-    )
-    return {
-        "objects": application.objects.name,
-        "backups": catalog.bucket.name,
-        "clock": catalog.bucket.clock().isoformat(),
-        "region": policy.storage.primary.region,
-    }
-
-
-def check_keys(catalog: Catalog) -> Facts:
-    """Whether the keyring wraps what it opens and signs what it proves (R4.2)."""
-    keyring, dek = catalog.keyring, new_data_key()
-    envelope = keyring.wrap(dek, owner="check", attempt="check")
-    _must(keyring.unwrap(envelope, owner="check", attempt="check") == dek, "The keyring does not open what it wraps.")
-    document = {"check": secrets.token_hex(8)}
-    keyring.check(document, keyring.sign(document))
-    return {"kek": keyring.current_kek, "signing_key": keyring.current_signing_key}
-
-
-def _must(
-    holds: bool, what: str, *, mend: str = "Look at the store itself: a backup there could not be trusted."
-) -> None:
-    if not holds:
-        raise NotReady(what, mend=mend)

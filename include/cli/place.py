@@ -46,14 +46,16 @@ class Place:
 
     def catalog(self) -> Catalog:
         """The backups in the bucket that the options name, read with the keyring that they name."""
-        primary = self.policy().storage.primary
-        bucket = Bucket(
+        return Catalog(self.backups(), Keyring.load(self.keyring) if self.keyring else Keyring.from_environment())
+
+    def backups(self) -> Bucket:
+        """The bucket that the options name, or the policy's primary."""
+        return Bucket(
             boto3.Session(),
-            self.bucket or primary.bucket,
+            self.bucket or self.policy().storage.primary.bucket,
             region=self.region_name(),
             endpoint_url=self.endpoint_url,
         )
-        return Catalog(bucket, Keyring.load(self.keyring) if self.keyring else Keyring.from_environment())
 
     def region_name(self) -> str:
         """The region of the option, of the environment, or of the policy."""

@@ -21,13 +21,13 @@ class CheckDiskSpace(BackupStep):
 
 
 class VerifyPermissions(BackupStep):
-    """Whether the sources can be read, and the bucket written, listed and read (R4.1)."""
+    """Whether every login may do its part, the sources can be read, and the bucket written, listed and read (R4.1)."""
 
     def step(self, run: BackupRun) -> Facts:
         """What was found in each source."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_permissions(run.application, run.catalog)
+        return prepare.check_permissions(run.application, run.catalog, run.policy)
 
 
 class CreateTemporaryDirectory(BackupStep):
@@ -50,17 +50,17 @@ class RemoveTemporaryDirectory(BackupStep):
 
 
 class ValidateDatabase(BackupStep):
-    """Whether both logins reach the database, and PostgreSQL's tools fit it (R4.2)."""
+    """Whether both logins reach the database, and its settings and PostgreSQL's tools fit (R4.2)."""
 
     def step(self, run: BackupRun) -> Facts:
         """The server's version and the tools'."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_database(run.application)
+        return prepare.check_database(run.application, run.policy)
 
 
 class ValidateStores(BackupStep):
-    """Whether both object stores answer, and keep versions (R4.2)."""
+    """Whether both object stores answer and keep versions, and what the backups' guards against (R4.2)."""
 
     def step(self, run: BackupRun) -> Facts:
         """The buckets."""
@@ -76,4 +76,4 @@ class ValidateKeys(BackupStep):
         """The ids of the keys in use."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_keys(run.catalog)
+        return prepare.check_keys(run.catalog, run.policy)

@@ -288,9 +288,10 @@ class Component(Section):
 
 
 class Preparation(Section):
-    """R4.1: the temporary directory needs this much free."""
+    """R4.1: the temporary directory needs this much free; no clock is further than `clock_skew` from the worker's."""
 
     minimum_free_bytes: Size
+    clock_skew: Duration
 
 
 class Barrier(Section):

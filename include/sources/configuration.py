@@ -41,7 +41,10 @@ class Configuration:
     checkout: Path
 
     def point(self) -> ConfigurationPoint:
-        """Where HEAD and every ref stand now; milliseconds. Raises `ConfigurationError`."""
+        """Where HEAD and every ref stand now; milliseconds.
+
+        Raises `ConfigurationError`, also for a checkout without a commit, and for one whose history was cut short.
+        """
         refs: dict[str, str] = {}
         branch: str | None = None
         # One process, so one moment: the branch that is checked out and the refs cannot disagree.
@@ -50,6 +53,16 @@ class Configuration:
             refs[ref] = commit
             if head == "*":
                 branch = ref
+        if not refs:
+            raise ConfigurationError(
+                f"{self.checkout} has no commits: there is no configuration to back up.",
+                mend="Commit what is there, or correct the path of the checkout.",
+            )
+        if self._path("shallow").exists():
+            raise ConfigurationError(
+                f"{self.checkout} is a shallow clone: most of its history is not there, and no bundle could hold it.",
+                mend="Fetch the rest with `git fetch --unshallow`, or back up a whole clone.",
+            )
         commit = refs[branch] if branch else self._git("rev-parse", "--verify", "HEAD^{commit}").strip()
         return ConfigurationPoint(commit=commit, branch=branch, refs=refs)
 
@@ -62,9 +75,12 @@ class Configuration:
         """
         with tempfile.TemporaryDirectory(prefix="configuration-", dir=scratch) as directory:
             mirror = Path(directory) / "mirror.git"
-            _run("git", "init", "--quiet", "--bare", "--initial-branch=synapse-backups-none", str(mirror))
-            objects = Path(self._git("rev-parse", "--git-path", "objects").strip())
-            (mirror / "objects/info/alternates").write_text(f"{(self.checkout / objects).resolve()}\n")
+            hashed = self._git("rev-parse", "--show-object-format").strip()  # SHA-1, or SHA-256 where somebody chose it
+            _run(
+                *("git", "init", "--quiet", "--bare", f"--object-format={hashed}"),
+                *("--initial-branch=synapse-backups-none", str(mirror)),
+            )
+            (mirror / "objects/info/alternates").write_text(f"{self._path('objects').resolve()}\n")
             updates = "".join(f"create {ref} {commit}\n" for ref, commit in point.refs.items())
             _run("git", f"--git-dir={mirror}", "update-ref", "--stdin", feed=updates)
             if point.branch:
@@ -88,10 +104,7 @@ class Configuration:
             try:
                 yield from self._member(file)
             except OSError as error:
-                raise ConfigurationError(
-                    f"{self.checkout / file} cannot be read: {error.strerror}.",
-                    mend="Let this user read it, mend the link, or take it out of the component's files in the policy.",
-                ) from None
+                raise _unreadable(self.checkout / file, error) from None
         yield bytes(2 * tarfile.BLOCKSIZE)
 
     def _member(self, file: Path) -> Iterator[bytes]:
@@ -114,6 +127,21 @@ class Configuration:
 
     def _stays_inside(self, link: Path) -> bool:
         return not link.readlink().is_absolute() and link.resolve().is_relative_to(self.checkout.resolve())
+
+    def require_readable(self, files: Sequence[Path]) -> None:
+        """Prove that each of the files can be opened; raises `ConfigurationError` for the first that cannot."""
+        for file in files:
+            path = self.checkout / file
+            if path.is_symlink() and self._stays_inside(path):
+                continue
+            try:
+                path.open("rb").close()
+            except OSError as error:
+                raise _unreadable(path, error) from None
+
+    def _path(self, name: str) -> Path:
+        """Where the repository keeps something: not below the checkout's `.git` when it is a worktree."""
+        return self.checkout / self._git("rev-parse", "--git-path", name).strip()
 
     def _git(self, *arguments: str) -> str:
         # A worker is often not the owner of the checkout: git would refuse it, and reading is all that is done here.
@@ -155,6 +183,19 @@ def _write(path: Path, member: tarfile.TarInfo, archive: tarfile.TarFile) -> Non
         shutil.copyfileobj(content, file)
     path.chmod(member.mode & 0o777)
     os.utime(path, (member.mtime, member.mtime))
+
+
+def git_version() -> tuple[int, ...]:
+    """The version of git, as in `(2, 39, 5)`; raises `ConfigurationError` when there is none."""
+    said = _run("git", "--version").split()[2]  # "git version 2.39.5", and on macOS more behind it
+    return tuple(int(part) for part in said.split(".") if part.isdecimal())
+
+
+def _unreadable(path: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} cannot be read: {error.strerror}.",
+        mend="Let this user read it, mend the link, or take it out of the component's files in the policy.",
+    )
 
 
 def _header(member: tarfile.TarInfo) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from include.operators.run import SCRATCH_VARIABLE
-from include.operators.settings import read_settings
+from include.operators.settings import load
 from include.pipeline.keys import KEYRING_VARIABLE
 
 ROOT = Path(__file__).parents[3]
@@ -77,5 +77,5 @@ def test_the_object_store_lets_nobody_in_without_a_key(compose: dict[str, Any]) 
 
 def test_the_settings_are_loaded_by_our_own_loader(compose: dict[str, Any]) -> None:
     init = compose["services"]["airflow-init"]
-    assert f"python -m {read_settings.__module__} --import /run/backup/settings.yaml" in init["command"][0]
+    assert f"python -m {load.__module__} --import /run/backup/settings.yaml" in init["command"][0]
     assert any(volume.endswith(":/run/backup/settings.yaml:ro") for volume in init["volumes"])

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from include.operators.settings import PLACEHOLDER, SettingsRefused, main, read_settings
+from include.operators.settings import exports, main
 from include.policy import load_policy
+from include.settings import PLACEHOLDER, SettingsRefused, read_settings
 
 OURS = Path(__file__).parents[3] / "airflow_settings.yaml"
 ODD = 'it\'s $HOME; `rm` "x" ü'
@@ -76,8 +77,8 @@ def test_the_exports_survive_a_shell(tmp_path: Path) -> None:
             }
         )
     )
-    exports = "\n".join(read_settings(file).exports())
-    program = f'{exports}\n"{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
+    lines = "\n".join(exports(read_settings(file)))
+    program = f'{lines}\n"{sys.executable}" -c "import json, os; print(json.dumps(dict(os.environ)))"'
     told = subprocess.run(["/bin/sh", "-c", program], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True)
     environment = json.loads(told.stdout)
     assert json.loads(environment["AIRFLOW_CONN_ONE"]) == {"conn_type": "postgres", "password": ODD, "extra": {"a": 1}}

@@ -133,6 +133,7 @@ def test_rolling_backups_never_reach_the_cold_tier_and_archives_all_do(policy: P
 @pytest.mark.requirement("R4.1")
 def test_preparation_asks_for_disk_space(policy: Policy) -> None:
     assert policy.preparation.minimum_free_bytes == 5 * 10**9
+    assert policy.preparation.clock_skew == timedelta(seconds=5)
 
 
 @pytest.mark.requirement("R4.3")
