@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
 MINISTACK := ministack==1.5.33
+AWSCLI := awscli==1.46.3
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --exclude-newer 2026-11-01 --no-emit-index-url
 
-.PHONY: env demo test soak lint requirements lock clean
+.PHONY: env demo test soak bench lint requirements lock clean
 
 env: .venv/.built ## the environment, in .venv
 
@@ -27,6 +28,14 @@ test: env ## the whole suite
 
 soak: env ## the long ones
 	$(BIN)/python -m pytest -m soak --override-ini addopts="-ra --strict-markers"
+
+bench: env .venv/awscli ## ours beside pg_dump and the aws command, on one server and one store; about a quarter of an hour
+	$(BIN)/python -m benchmarks
+
+.venv/awscli: Makefile
+	$(PYTHON) -m venv $@
+	$(UV) pip install --quiet --python $@/bin/python $(AWSCLI)
+	@touch $@
 
 lint: env ## ruff and mypy
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -59,6 +60,7 @@ from include.sources.postgres.settings import read_settings
 from include.sources.postgres.tools import find_tools
 
 if TYPE_CHECKING:
+    from include.policy import Barrier as BarrierPolicy
     from include.sources.postgres import barrier
 
 log = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ class LongTransactions(BackupError):
 
 
 @dataclass(frozen=True)
-class _Surroundings:
+class Surroundings:
     """What is noted while writes are stopped: the object store's clock, and the configuration's refs."""
 
     objects_as_of: datetime
@@ -119,15 +121,7 @@ def make_full_backup(
     log.info("Making %s, attempt %s, into %s.", backup, attempt, catalog.bucket)
     with (
         Progress(str(backup), every=policy.pipeline.progress_every, scratch=scratch) as progress,
-        ThreadPoolExecutor(2, thread_name_prefix="surroundings") as lookers,
-        hold_consistency_point(
-            application.barrier,
-            application.dump,
-            name=f"{backup}.{attempt}",
-            relations=list_relations,
-            policy=policy.barrier,
-            while_stopped=_looker(application, lookers),
-        ) as point,
+        consistency_point(application, f"{backup}.{attempt}", policy.barrier) as point,
     ):
         log.info(
             "Consistency point %s at %s (LSN %s): writers waited %.0f ms, the locks were held %.0f ms.",
@@ -154,6 +148,25 @@ def make_full_backup(
         return late.winner
 
 
+@contextmanager
+def consistency_point(
+    application: Application, name: str, policy: BarrierPolicy
+) -> Iterator[barrier.ConsistencyPoint[Surroundings]]:
+    """Stop writes for the moment called `name`, and keep that moment's snapshot until the block ends."""
+    with (
+        ThreadPoolExecutor(2, thread_name_prefix="surroundings") as lookers,
+        hold_consistency_point(
+            application.barrier,
+            application.dump,
+            name=name,
+            relations=list_relations,
+            policy=policy,
+            while_stopped=_looker(application, lookers),
+        ) as point,
+    ):
+        yield point
+
+
 def summary(manifest: Manifest) -> dict[str, Any]:
     """The facts of a backup that reports and people want, small enough for an XCom."""
     raw, stored = manifest.raw_bytes, manifest.stored_bytes
@@ -178,13 +191,13 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _looker(application: Application, lookers: ThreadPoolExecutor) -> Callable[[], _Surroundings]:
+def _looker(application: Application, lookers: ThreadPoolExecutor) -> Callable[[], Surroundings]:
     """What `while_stopped` calls: both looks at once, on connections and pages that were warmed before writes stop."""
 
-    def look() -> _Surroundings:
+    def look() -> Surroundings:
         clock = lookers.submit(application.objects.clock)
         refs = lookers.submit(application.configuration.point)
-        return _Surroundings(clock.result(), refs.result())
+        return Surroundings(clock.result(), refs.result())
 
     look()
     return look
@@ -203,7 +216,7 @@ class _Copy:
         policy: Policy,
         scratch: Path,
         progress: Progress,
-        point: barrier.ConsistencyPoint[_Surroundings],
+        point: barrier.ConsistencyPoint[Surroundings],
     ) -> None:
         self._backup, self._attempt, self._application, self._catalog = backup, attempt, application, catalog
         self._policy, self._scratch, self._progress, self._point = policy, scratch, progress, point

@@ -19,7 +19,7 @@ LARGE_OBJECT_BASE = 910_000
 
 Row = tuple[Any, ...]
 
-_WORDS = """
+WORDS = """
 a about after again agenda all an and answer as ask at attach because before begin better between build by calendar
 call change chart check clear code come compare could customer data day deadline draft each easy email error every
 example explain export faster field file find first fix follow for from garden get give good help here holiday how
@@ -216,7 +216,7 @@ class Lifelike:
         rng = draw(self.seed, "users")
         avatars = {index + 1: number for index, (number, _) in enumerate(self.large_objects())}
         for user in range(1, self.users + 1):
-            name = f"{rng.choice(_NAMES)} {rng.choice(_WORDS).title()}"
+            name = f"{rng.choice(_NAMES)} {rng.choice(WORDS).title()}"
             seen = self._moment(rng) if _happens(rng, 0.9) else None
             created = self._moment(rng)
             yield user, f"user{user}@synapse.example", name, rng.choice(_LOCALES), avatars.get(user), created, seen
@@ -243,7 +243,7 @@ class Lifelike:
     def _chats(self) -> Iterator[Row]:
         rng = draw(self.seed, "chats")
         for chat in range(1, self.chats + 1):
-            title = " ".join(rng.choices(_WORDS, k=rng.randrange(2, 7))).capitalize()
+            title = " ".join(rng.choices(WORDS, k=rng.randrange(2, 7))).capitalize()
             archived = _happens(rng, 0.2)
             yield chat, rng.randrange(1, self.users + 1), title, rng.choice(_MODELS), archived, self._moment(rng)
 
@@ -265,13 +265,13 @@ class Lifelike:
         rng = draw(self.seed, "system_settings")
         for index in range(1, self._count(60) + 1):
             value = json.dumps({"value": rng.randrange(1_000), "unit": rng.choice(("seconds", "bytes", "items"))})
-            yield f"{rng.choice(_WORDS)}.{rng.choice(_WORDS)}.{index}", value, _sentence(rng), self._moment(rng)
+            yield f"{rng.choice(WORDS)}.{rng.choice(WORDS)}.{index}", value, _sentence(rng), self._moment(rng)
 
     def _feature_flags(self) -> Iterator[Row]:
         rng = draw(self.seed, "feature_flags")
         for index in range(1, self._count(40) + 1):
             share = f"{rng.random():.4f}"
-            yield f"{rng.choice(_WORDS)}-{index}", _happens(rng, 0.5), share, rng.sample(_LOCALES, k=2)
+            yield f"{rng.choice(WORDS)}-{index}", _happens(rng, 0.5), share, rng.sample(_LOCALES, k=2)
 
     def _subscriptions(self) -> Iterator[Row]:
         rng = draw(self.seed, "subscriptions")
@@ -312,7 +312,7 @@ def _records(rng: Random, size: int) -> bytes:
         return b""
     records = []
     while size > 0:
-        record = {"id": rng.getrandbits(40), "label": " ".join(rng.choices(_WORDS, k=4)), "score": rng.random()}
+        record = {"id": rng.getrandbits(40), "label": " ".join(rng.choices(WORDS, k=4)), "score": rng.random()}
         records.append(record)
         size -= 80
     return json.dumps(records, indent=1).encode()
@@ -323,4 +323,4 @@ def _happens(rng: Random, share: float) -> bool:
 
 
 def _sentence(rng: Random) -> str:
-    return " ".join(rng.choices(_WORDS, k=rng.randrange(5, 14))).capitalize() + "."
+    return " ".join(rng.choices(WORDS, k=rng.randrange(5, 14))).capitalize() + "."

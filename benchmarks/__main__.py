@@ -1,0 +1,189 @@
+"""`make bench`: measures, writes `benchmarks/results.json`, prints it as a table.
+
+    python -m benchmarks [--quick]
+
+`--quick` is a tenth of the data, once: it proves that everything runs, and its figures are not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.data import WORDS_SHARE
+from benchmarks.measured import Cost, run
+from benchmarks.place import AWS, OURS, PG_DUMP, PG_DUMP_ZSTD, PROJECT, RESTORED, SIDES, Place, place, zstd
+from benchmarks.write_stop import BARRIERS, WRITERS, write_stops
+from include.sandbox.ceph import CephGateway
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.server import terminated_like_interrupted
+
+RESULTS = PROJECT / "benchmarks" / "results.json"
+PERCENT = 100
+FULL_BYTES, QUICK_BYTES = 1_000_000_000, 100_000_000
+FULL_ROUNDS, QUICK_ROUNDS = 3, 1
+
+out = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One number: ours, and the same of a peer; `ratio` is our cost over the peer's, below 1 is better."""
+
+    name: str
+    value: float
+    unit: str
+    peer: str | None
+    ratio: float | None
+    conditions: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One side's backup and restore, and the bytes in its bucket between the two."""
+
+    backup: Cost
+    restore: Cost
+    stored: int
+
+
+def main() -> None:
+    """Run everything."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data, once; writes no results")
+    quick = parser.parse_args().quick
+    directory = Path(tempfile.mkdtemp(prefix="synapse-backups-bench-"))
+    directory.chmod(0o711)  # as root, PostgreSQL runs as somebody else, who must pass
+    try:
+        with terminated_like_interrupted():
+            results = _measure(directory, QUICK_BYTES if quick else FULL_BYTES, QUICK_ROUNDS if quick else FULL_ROUNDS)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if not quick:
+        RESULTS.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
+    out.print(table(results))
+
+
+def table(results: Iterable[Result]) -> Table:
+    """The results, one a row."""
+    made = Table(title="Ours beside its peers; a ratio below 1 is better")
+    for name in ("what", "value", "unit", "peer", "ratio"):
+        made.add_column(name, no_wrap=name != "peer", justify="right" if name in ("value", "ratio") else "left")
+    for each in results:
+        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
+        made.add_row(each.name, f"{each.value:,.1f}", each.unit, each.peer or "", ratio)
+    return made
+
+
+def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:
+    results: list[Result] = []
+    with ExitStack() as servers:
+        out.print("Starting PostgreSQL and Ceph's gateway ...")
+        postgres = servers.enter_context(PostgresServer(directory / "postgres"))
+        store = servers.enter_context(CephGateway(directory / "ceph"))
+        for data_set in WORDS_SHARE:
+            out.print(f"{data_set}: loading ...")
+            with place(directory / data_set, postgres, store, data_set, raw_bytes=raw_bytes) as there:
+                runs: dict[str, list[Run]] = {side: [] for side in SIDES}
+                for _ in range(rounds):
+                    for side in SIDES:
+                        runs[side].append(_run(there, store, side, directory))
+                conditions = _conditions(there, data_set, rounds)
+                results += _compared(runs, data_set, conditions)
+                if data_set == next(iter(WORDS_SHARE)):
+                    out.print(f"{WRITERS} writers and {BARRIERS} write stops ...")
+                    results += _write_stops(there, conditions)
+    return results
+
+
+def _run(there: Place, store: CephGateway, side: str, directory: Path) -> Run:
+    bucket = store.create_bucket(f"run-{os.urandom(6).hex()}")
+    client, postgres, log = store.client(), there.installation.postgres.superuser, directory / "run.log"
+    with postgres.connect(application_name="benchmarks", autocommit=True) as session:
+        session.execute("CHECKPOINT")  # nobody pays for what the one before has written
+        command = there.backup(side, bucket)
+        backup = run(command.argv, environment=command.environment, directory=PROJECT, log=log)
+        versions = client.get_paginator("list_object_versions").paginate(Bucket=bucket)
+        stored = [version for page in versions for version in page.get("Versions", [])]
+        session.execute("CHECKPOINT")
+        command = there.restore(side, bucket)
+        restore = run(command.argv, environment=command.environment, directory=PROJECT, log=log)
+        session.execute(f"DROP DATABASE {RESTORED} WITH (FORCE)".encode())
+    for version in stored:
+        client.delete_object(Bucket=bucket, Key=version["Key"], VersionId=version["VersionId"])
+    client.delete_bucket(Bucket=bucket)
+    size = sum(version["Size"] for version in stored)
+    out.print(
+        f"  {side:36} backup {backup.wall:6.1f} s {backup.memory / 1e6:5.0f} MB, "
+        f"restore {restore.wall:6.1f} s {restore.memory / 1e6:5.0f} MB, stored {size / 1e6:6.1f} MB"
+    )
+    return Run(backup, restore, size)
+
+
+def _compared(runs: dict[str, list[Run]], data_set: str, conditions: str) -> list[Result]:
+    """Medians of ours, beside each peer's."""
+    measures = [
+        (
+            f"{phase}.{what}",
+            unit,
+            [(side, statistics.median(take(getattr(run, phase)) for run in runs[side])) for side in SIDES],
+        )
+        for phase in ("backup", "restore")
+        for what, unit, take in (
+            ("wall", "s", lambda cost: cost.wall),
+            ("cpu", "s", lambda cost: cost.cpu),
+            ("memory", "MB", lambda cost: cost.memory / 1e6),
+        )
+    ]
+    measures.append(
+        ("stored", "MB", [(side, statistics.median(run.stored / 1e6 for run in runs[side])) for side in SIDES])
+    )
+    return [
+        Result(
+            f"{name}.{data_set}", round(values[OURS], 2), unit, peer, round(values[OURS] / values[peer], 3), conditions
+        )
+        for name, unit, sides in measures
+        for values in [dict(sides)]
+        for peer in (PG_DUMP, PG_DUMP_ZSTD)
+    ]
+
+
+def _write_stops(there: Place, conditions: str) -> list[Result]:
+    stops = [seconds * 1000 for seconds in write_stops(there)]
+    shares = statistics.quantiles(stops, n=PERCENT, method="inclusive")
+    under = f"{len(stops)} barriers under {WRITERS} pgbench writers; {conditions}"
+    return [
+        Result(f"write_stop.{name}", round(value, 1), "ms", None, None, under)
+        for name, value in (("p50", shares[49]), ("p99", shares[98]), ("max", max(stops)))
+    ]
+
+
+def _conditions(there: Place, data_set: str, rounds: int) -> str:
+    aws = subprocess.run([AWS, "--version"], capture_output=True, text=True, check=True).stdout.split()[0]
+    compressor = (
+        "zstd 1.5" if Path(zstd()).exists() else f"backports.zstd {importlib.metadata.version('backports.zstd')}"
+    )
+    return (
+        f"{os.cpu_count()} cores shared with both servers, Linux {platform.release().split('-')[0]}, "
+        f"Python {platform.python_version()}, PostgreSQL {there.installation.postgres.major} (fsync on), "
+        f"Ceph's gateway on the same machine, {aws}, {compressor}; {data_set}, {there.raw_bytes / 1e9:.2f} GB "
+        f"of rows; median of {rounds}, sides in turn; ours encrypts, and compares digests of every table"
+    )
+
+
+if __name__ == "__main__":
+    main()
