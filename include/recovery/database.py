@@ -22,7 +22,7 @@ from psycopg.conninfo import make_conninfo
 from include.errors import BackupError
 from include.pipeline.process import child_environment, run_sink
 from include.recovery.opened import OpenedBackup
-from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, component_dump
+from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, SETTINGS, component_dump
 from include.sources.postgres.inventory import Inventory, compare, table_contents, take_inventory
 from include.sources.postgres.login import DatabaseLogin
 from include.sources.postgres.relations import list_relations
@@ -130,7 +130,7 @@ class _Restore:
         unowned = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-tablespaces")
         expected = frozenset(self._components[component])
         try:
-            self._execute([f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0"])
+            self._execute([f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0{self._encoding()}"])
             self._pipe(PRE_DATA, *unowned)
             self._pipe(component_dump(component), *unowned)
             with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
@@ -140,6 +140,13 @@ class _Restore:
         finally:
             self._drop()
         return RestoredDatabase(component, len(expected), sum(restored.tables[name].rows for name in expected))
+
+    def _encoding(self) -> str:
+        """The source's encoding, where this server's own is another: digests are of rows in it. C goes with each."""
+        source = json.loads(b"".join(self._backup.read(SETTINGS)))["database"]["encoding"]
+        query = "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'template0'"
+        with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+            return "" if session.execute(query).fetchone() == (source,) else f" ENCODING '{source}' LOCALE 'C'"
 
     def _restore_roles(self) -> None:
         """Create the roles and tablespaces that are not there. One that is there is left exactly as it is."""

@@ -1,9 +1,11 @@
 """What a database holds, in numbers that a restored copy must show again (R4.5, R5.2).
 
 Row counts and content digests are computed by the server, so that no row leaves it, and in the snapshot of the
-consistency point. A row's digest is the SHA-256 of its text; a table's is the sum of its rows' first two 64-bit words,
-which no order of rows can change. Every setting that bends a value's text is pinned, so PostgreSQL 15 and 18 give
-the same digest for the same data. Measured: the text costs two thirds of the time; MD5 would save nothing.
+consistency point. A row's digest is two 64-bit hashes of its text, PostgreSQL's own with two seeds; a table's is the sum
+of its rows', which no order of rows can change. Every setting that bends a value's text is pinned, and hash
+partitioning keeps these hashes what they are, so PostgreSQL 15 and 18 give the same digest for the same data, on
+machines of one byte order. They tell two honest copies apart and need not withstand a forger: the manifest is signed.
+Measured, of a gigabyte on one core: 2.9 s; with SHA-256, where the server was built without OpenSSL, 8.
 """
 
 from __future__ import annotations
@@ -58,14 +60,14 @@ _SUM_OF_WORDS: LiteralString = """
     coalesce(sum(('x' || right(h, 16))::bit(64)::bigint), 0)::text
 """
 
-# OFFSET 0 keeps the planner from computing each row's hash twice. (t.*) is the row even where a column is called t.
-_DIGEST_TABLE: LiteralString = f"""
-    SELECT count(*), {_SUM_OF_WORDS}
-    FROM (
-        SELECT encode(substr(sha256(convert_to((t.*)::text, {_ENCODING})), 1, 16), 'hex') AS h
-        FROM ONLY {{}} AS t OFFSET 0
-    ) AS hashed
-"""  # noqa: S608 - constants
+# Two 64-bit hashes of each row's text, in one pass: OFFSET 0 keeps the planner from writing the text twice. (t.*) is the
+# row even where a column is called t.
+_DIGEST_TABLE: LiteralString = """
+    SELECT count(*),
+        coalesce(sum(hashtextextended(line COLLATE "C", 0)), 0)::text,
+        coalesce(sum(hashtextextended(line COLLATE "C", 1)), 0)::text
+    FROM (SELECT (t.*)::text AS line FROM ONLY {} AS t OFFSET 0) AS lines
+"""
 
 # A large object has up to 4 TB and lo_get 1 GB at most: it is hashed by chunks, and one of no bytes as one empty chunk.
 # Its size is that of its last page; pages that were never written are holes, which lo_get reads as zeros.
