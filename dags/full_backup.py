@@ -23,7 +23,8 @@ with DAG(
     1. **prepare**: room, permissions, a temporary directory (R4.1); database, buckets, keys (R4.2).
     2. **execute**: writes are stopped for milliseconds while the consistency point is taken; everything is copied
        behind it; the signed manifest, written last, commits the backup (R4.3, R4.4).
-    3. **verify**: every byte is read back, weighed, and one component restored and compared (R4.5).
+    3. **verify**: every byte is read back, weighed, and one component restored and compared (R4.5). A record of each
+       proof is kept; one that fails takes the backup out of every plan.
     4. **report**: status update, success report or error alert (R4.6).
 
     **A run failed?** The alert and the failed task's log say what happened and how to mend it. Then *clear* the run:

@@ -1,32 +1,136 @@
-"""The proof that a backup can be restored (R4.5): read back, weighed against its source, and a part of it restored."""
+"""The proof that a backup can be restored (R4.5): read back, weighed against its source, and a part of it restored.
+
+Each `prove_…` writes what it found as a verification record; a failed one takes the backup out of every plan.
+"""
 
 from __future__ import annotations
 
-import json
+import getpass
 import logging
-from datetime import date
+import os
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from include.backup.sample import Turn, restore_sample
+from include.backup.sizes import Sizes, shrunk
 from include.errors import BackupError
+from include.pipeline.artifacts import ArtifactRefused
+from include.pipeline.keys import KeyringError
 from include.pipeline.progress import Progress
+from include.pipeline.sealing import StreamRefused
+from include.pipeline.store import Bucket, NotAllowed, ObjectCut, ObjectMissing
 from include.policy import Policy
-from include.recovery.database import restore_sample as restore_component
+from include.recovery.configuration import ConfigurationRefused
+from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
-from include.repository.contents import INVENTORY, component_dump
 from include.repository.layout import BackupId
-from include.sources.postgres.inventory import Inventory
+from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.packs import PackRefused
+from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
 from include.sources.postgres.login import DatabaseLogin
 
 log = logging.getLogger(__name__)
 
+Facts = dict[str, Any]
+
 
 class SizeSuspect(BackupError):
-    """A backup whose sizes do not fit what it was made from."""
+    """A backup whose sizes do not fit what it was made from, or which is suddenly smaller than those before it."""
 
 
-def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> dict[str, Any]:
+class NothingToAccept(BackupError):
+    """A backup that did not shrink."""
+
+
+VERDICTS = (
+    StreamRefused,
+    ArtifactRefused,
+    PackRefused,
+    ManifestRefused,
+    ObjectMissing,
+    ObjectCut,
+    RestoreDiffers,
+    ConfigurationRefused,
+    SizeSuspect,
+)
+"""What is said about the data. Anything else is about the circumstances: the proof was not carried out."""
+
+
+def prove_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
+    """`check_integrity`, its result written as a record; raises the same."""
+    manifest = catalog.get(backup)
+    return _recorded(catalog, manifest, INTEGRITY, partial(check_integrity, catalog, backup, policy, scratch=scratch))
+
+
+def prove_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
+    """`check_sizes`, its result written as a record; raises the same. What was accepted once stays accepted."""
+    manifest = catalog.get(backup)
+    check = partial(check_sizes, catalog, backup, policy, scratch=scratch)
+    accepted = next((record for record in catalog.history(manifest, SIZES) if record.because), None)
+    if accepted is None:
+        return _recorded(catalog, manifest, SIZES, check)
+    log.info("That %s shrank was accepted by %s, because: %s", backup, accepted.by, accepted.because)
+    return _recorded(catalog, manifest, SIZES, partial(check, accepted=True), by=accepted.by, because=accepted.because)
+
+
+def accept_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, because: str, scratch: Path) -> Facts:
+    """Accept that a backup is smaller than those before it, for a reason that the record tells with who gave it.
+
+    It must fit its source all the same; those that follow are compared with it, and with none before it. Raises
+    `NothingToAccept`, or `SizeSuspect`.
+    """
+
+    def check() -> Facts:
+        facts = check_sizes(catalog, backup, policy, scratch=scratch, accepted=True)
+        if "shrunk" not in facts:
+            raise NothingToAccept(
+                f"{backup} is not smaller than the backups before it.",
+                mend=f"Nothing is to be accepted; `verify {backup}` says what else is wrong, if anything is.",
+            )
+        return facts
+
+    facts = _recorded(catalog, catalog.get(backup), SIZES, check, because=because)
+    if facts["record"] is None:
+        raise BackupError(
+            f"The acceptance of {backup} could not be written, and so is none.",
+            mend="Use credentials that may write below verification/, and a keyring that can sign.",
+        )
+    return facts
+
+
+def prove_sample(
+    catalog: Catalog,
+    manifest: Manifest,
+    policy: Policy,
+    turn: Turn,
+    *,
+    server: DatabaseLogin,
+    source: Bucket | None,
+    scratch: Path,
+) -> Facts:
+    """Restore one component and compare it, as `restore_sample` does; its result is written as a record."""
+    component = turn.component
+    if turn.absent:
+        log.warning("%s has nothing of %s: the turn goes to %s.", manifest.id, ", ".join(turn.absent), component.name)
+
+    def check() -> Facts:
+        label = f"restoring {component.name} of {manifest.id}"
+        with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
+            opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
+            return restore_sample(opened, component, policy, server=server, source=source, scratch=scratch)
+
+    facts = _recorded(catalog, manifest, SAMPLE, check, subject=component.name)
+    absent = {"absent": ", ".join(turn.absent)} if turn.absent else {}
+    return {"component": component.name, **absent, **facts}
+
+
+def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
     """Read every artifact and every object back from the bucket, decrypt it and compare it with the manifest (R4.5).
 
     Raises `StreamRefused`, `ArtifactRefused` or `PackRefused`, naming the object.
@@ -53,61 +157,116 @@ def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scrat
     }
 
 
-def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> dict[str, Any]:
-    """Weigh the backup against its source (R4.5): every table, row and byte that the inventory names has its dump.
+def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path, accepted: bool = False) -> Facts:
+    """Weigh the backup against its source and against the backups before it (R4.5).
 
-    A dump holds at least a byte for every row, and an object's raw size is its size in the source. Raises
-    `SizeSuspect`.
+    Every table, row and byte that the inventory names has its dump, and nothing is suddenly less than usual, unless
+    that was `accepted`. Raises `SizeSuspect`.
     """
     manifest = catalog.get(backup)
     with Progress(f"weighing {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
-        opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
-        document = json.loads(b"".join(opened.read(INVENTORY)))
-    inventory = Inventory.from_json(document)
-    weights = {artifact.name: artifact.raw_bytes for artifact in manifest.artifacts}
-    wrong = [
-        f"{component}: {rows} rows in {weight} bytes"
-        for component, tables in document["components"].items()
-        if (rows := sum(inventory.tables[table].rows for table in tables))
-        > (weight := weights.get(component_dump(component), 0))
-    ]
-    packed = sum(pack.raw_bytes for pack in manifest.packs)
-    if packed != manifest.objects.raw_bytes:
-        wrong.append(f"objects: {packed} bytes in packs, {manifest.objects.raw_bytes} in the source")
-    if (inventory.rows, len(inventory.tables)) != (manifest.database.rows, manifest.database.tables):
-        wrong.append(f"database: {inventory.rows} rows in the inventory, {manifest.database.rows} in the manifest")
-    if wrong:
+        sizes = Sizes.of(OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress))
+        if misfits := list(sizes.misfits()):
+            raise SizeSuspect(
+                f"The sizes of {backup} do not fit: {'; '.join(misfits)}.",
+                mend="Run another backup now, and look at this one.",
+            )
+        before = _before(catalog, manifest, policy, progress)
+    shrinkage = shrunk(sizes, before, policy.verification, [component.name for component in policy.sample_turns])
+    if shrinkage and not accepted:
         raise SizeSuspect(
-            f"The sizes of {backup} do not fit: {'; '.join(wrong)}.",
-            mend="Run another backup now, and look at this one.",
+            f"{backup} is suddenly smaller than the backups before it: {'; '.join(shrinkage)}.",
+            mend="Look at what was deleted, and by whom. When it is right, say so: `python -m include.cli accept "
+            f"{backup} --because '…'`. When it is not, keep the backups before it.",
         )
-    return {"rows": inventory.rows, "tables": len(inventory.tables), "object_bytes": packed}
+    return {
+        "rows": sizes.inventory.rows,
+        "tables": len(sizes.inventory.tables),
+        "object_bytes": sizes.object_bytes,
+        "compared_with": len(before),
+        **({"shrunk": "; ".join(shrinkage)} if shrinkage else {}),
+    }
 
 
-def restore_sample(
-    catalog: Catalog, backup: BackupId, policy: Policy, *, server: DatabaseLogin, day: date, scratch: Path
-) -> dict[str, Any]:
-    """Restore one component into a scratch database and compare it with the source as it was (R4.5).
+def _before(catalog: Catalog, manifest: Manifest, policy: Policy, progress: Progress) -> list[Sizes]:
+    """The last sound backups of the type before this one, newest first.
 
-    The policy's components take turns by the day, so that each is restored within as many days as there are. Raises
-    `RestoreDiffers`.
+    Back to one whose shrinking was accepted: what was before that is usual no more. One that cannot be read says
+    nothing of this one.
     """
-    manifest = catalog.get(backup)
-    turns = [
-        name
-        for name in policy.verification.sample_components
-        if component_dump(name) in {a.name for a in manifest.artifacts}
-    ]
-    if not turns:
-        raise SizeSuspect(
-            f"{backup} has none of {', '.join(policy.verification.sample_components)}.",
-            mend="Name components that the database has in verification.sample_components.",
+    found: list[Sizes] = []
+    for entry in reversed(catalog.entries(manifest.type)):
+        if entry.manifest is None or entry.verification.failed:
+            continue
+        if entry.manifest.consistency_point.time >= manifest.consistency_point.time:
+            continue
+        try:
+            found.append(Sizes.of(OpenedBackup(catalog, entry.manifest, policy=policy.pipeline, progress=progress)))
+        except (*VERDICTS, KeyringError) as unreadable:
+            log.warning("%s is not compared with %s: %s", manifest.id, entry.manifest.id, unreadable)
+        accepted = any(record.proof == SIZES and record.because for record in entry.verification.newest)
+        if accepted or len(found) == policy.verification.compared_with:
+            break
+    return found
+
+
+def _recorded(
+    catalog: Catalog,
+    manifest: Manifest,
+    proof: str,
+    check: Callable[[], Facts],
+    *,
+    subject: str | None = None,
+    by: str | None = None,
+    because: str | None = None,
+) -> Facts:
+    """Carry a proof out and write its verdict, for or against, as a record; returns its facts and the record's key.
+
+    A failure is raised as it was found, whether or not it could be written. That success may not be written is a
+    warning, and the key None: who may only read can still prove.
+    """
+    began = time.monotonic()
+
+    def record(facts: Facts, failure: BackupError | None = None) -> str:
+        written = Record(
+            backup=manifest.id,
+            attempt=manifest.attempt,
+            proof=proof,
+            subject=subject,
+            passed=failure is None,
+            when=datetime.now(UTC),
+            bucket=catalog.bucket.name,
+            by=by or _prover(),
+            because=None if failure else because,
+            milliseconds=round((time.monotonic() - began) * 1000),
+            facts={name: value for name, value in facts.items() if isinstance(value, int | str)},
+            what=failure and failure.what,
+            mend=failure and failure.mend,
         )
-    component = turns[day.toordinal() % len(turns)]
-    with Progress(
-        f"restoring {component} of {backup}", every=policy.pipeline.progress_every, scratch=scratch
-    ) as progress:
-        opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
-        restored = restore_component(opened, component, server=server, scratch=scratch)
-    log.info("%s of %s restored and equal: %d tables, %d rows.", component, backup, restored.tables, restored.rows)
-    return {"component": component, "tables": restored.tables, "rows": restored.rows}
+        store_record(catalog.bucket, catalog.keyring, written)
+        return written.home
+
+    try:
+        facts = check()
+    except VERDICTS as failure:
+        try:
+            key = record({}, failure)
+        except Exception as unwritten:  # whatever it is, what was found is worse
+            log.error("That %s failed its verification could not be written down: %s", manifest.id, unwritten)
+        else:
+            failure.mend += f" {manifest.id} is in no plan until this proof passes ({key})."
+        raise
+    try:
+        return {**facts, "record": record(facts)}
+    except (NotAllowed, KeyringError) as refused:
+        log.warning("That %s passed could not be written down: %s", manifest.id, refused)
+        return {**facts, "record": None}
+
+
+def _prover() -> str:
+    """Who proves: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"

@@ -13,6 +13,7 @@ from include.cli.doctor import doctor
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.restore import restore
+from include.cli.verify import accept, verify
 from include.errors import BackupError
 from include.repository.catalog import NoSuchBackup
 
@@ -21,7 +22,7 @@ FAILED, NOT_FOUND = 1, 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=include.cli.__doc__)
 app.callback()(place)
 app.command("list")(backups.list_)
-for command in (backups.show, backups.verify, restore, backups.decrypt, doctor):
+for command in (backups.show, verify, accept, restore, backups.decrypt, doctor):
     app.command()(command)
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)

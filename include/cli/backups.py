@@ -1,40 +1,43 @@
-"""What backups there are, what is in one, and whether it is whole."""
+"""What backups there are, and what is in one."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from include.backup.full import summary
-from include.backup.verify import check_integrity
-from include.cli.place import BackupArgument, JsonOption, find_backup, scratch_directory
+from include.cli.place import BackupArgument, DespiteOption, JsonOption, find_backup, find_sound_backup
 from include.cli.printing import ERR, OUT, megabytes, print_json
 from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Entry
 from include.repository.manifest import moment_text
+from include.repository.verification import Verification, told
 
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
-    """Every backup in the bucket, oldest first; a manifest that cannot be trusted is shown with the reason."""
+    """Every backup in the bucket, oldest first, and what was proved of it; what cannot be trusted, with the reason."""
     entries = context.obj.catalog().entries()
     if as_json:
         print_json(
             [
-                summary(entry.manifest) if entry.manifest else {"key": entry.key, "refused": entry.refused}
+                {**summary(entry.manifest), "verification": _facts(entry.verification)}
+                if entry.manifest
+                else {"key": entry.key, "refused": entry.refused}
                 for entry in entries
             ]
         )
         return
     refused: list[Entry] = []
-    table = Table("backup", "as of", "rows", "objects", "raw", "stored", "ratio", box=None, pad_edge=False)
+    doubts: list[str] = []
+    table = Table("backup", "as of", "verified", "rows", "objects", "raw", "stored", "ratio", box=None, pad_edge=False)
     for entry in entries:
         if (manifest := entry.manifest) is None:
             refused.append(entry)
@@ -43,22 +46,28 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
         table.add_row(
             manifest.id,
             moment_text(manifest.consistency_point.time),
+            _in_short(entry.verification),
             f"{manifest.database.rows:,}",
             f"{manifest.objects.objects:,}",
             megabytes(manifest.raw_bytes),
             megabytes(manifest.stored_bytes),
             f"{facts['ratio']}",
         )
+        doubts += [f"{manifest.id}: {escape(doubt)}" for doubt in _doubts(entry.verification)]
     OUT.print(table if table.rows else "There are no backups in this bucket.")
+    for doubt in doubts:
+        OUT.print(doubt, soft_wrap=True)
     for entry in refused:
         OUT.print(f"[red]refused[/]: {escape(str(entry.refused))}", soft_wrap=True)
 
 
 def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = False) -> None:
-    """What a backup holds: its consistency point, its artifacts, and what making it took."""
-    manifest = find_backup(context.obj.catalog(), backup)
+    """What a backup holds: its consistency point, its artifacts, what making it took, and what was proved of it."""
+    catalog = context.obj.catalog()
+    manifest = find_backup(catalog, backup)
+    verification = catalog.verification(manifest)
     if as_json:
-        print_json(manifest.model_dump(mode="json"))
+        print_json({**manifest.model_dump(mode="json"), "verification": _facts(verification)})
         return
     point, facts = manifest.consistency_point, summary(manifest)
     OUT.print(f"[bold]{manifest.id}[/]  attempt {manifest.attempt}")
@@ -82,24 +91,15 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
             *(megabytes(pack.raw_bytes), megabytes(pack.stored_bytes), f"{pack.members} members"),
         )
     OUT.print(table)
+    OUT.print(f"verification: {_in_short(verification)}")
+    for record in verification.newest:
+        accepted = f", accepted by {record.by} because: {record.because}" if record.because else ""
+        if record.passed:
+            OUT.print(f"  {record.title} passed, {moment_text(record.when)}{escape(accepted)}", soft_wrap=True)
+    for doubt in _doubts(verification):
+        OUT.print(f"  {escape(doubt)}", soft_wrap=True)
     for warning in manifest.warnings:
         ERR.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
-
-
-def verify(context: typer.Context, backup: BackupArgument, as_json: JsonOption = False) -> None:
-    """Read every byte of a backup back, decrypt it and compare it with the signed manifest."""
-    catalog = context.obj.catalog()
-    manifest = find_backup(catalog, backup)
-    with scratch_directory() as scratch:
-        facts = check_integrity(catalog, manifest.backup, context.obj.policy(), scratch=scratch)
-    if as_json:
-        print_json({"id": manifest.id, **facts})
-    else:
-        OUT.print(
-            f"{manifest.id} is whole: {facts['artifacts']} artifacts and {facts['objects']:,} objects, "
-            f"{megabytes(facts['raw_bytes'])} from {megabytes(facts['stored_bytes'])} stored, "
-            f"in {facts['seconds']} s."
-        )
 
 
 def decrypt(
@@ -109,13 +109,14 @@ def decrypt(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new file; standard output unless given.")
     ] = None,
+    despite: DespiteOption = False,
 ) -> None:
     """Write one artifact, decrypted and decompressed: a pg_dump archive, SQL, JSON, a git bundle or a tar.
 
     What goes to standard output is proved to be whole only when the command ends with 0.
     """
     catalog = context.obj.catalog()
-    manifest = find_backup(catalog, backup)
+    manifest = find_sound_backup(catalog, backup, despite=despite)
     progress = Progress(f"decrypting {artifact}")
     opened = OpenedBackup(catalog, manifest, policy=context.obj.policy().pipeline, progress=progress)
     if output is None:
@@ -131,3 +132,30 @@ def decrypt(
         unfinished.rename(output)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _facts(verification: Verification) -> dict[str, Any]:
+    """What was proved, for programs."""
+    return {
+        "state": verification.state,
+        "records": [
+            record.model_dump(mode="json", include={"proof", "subject", "passed", "when", "by", "because", "what"})
+            | {"key": record.home}
+            for record in verification.newest
+        ],
+        "refused": list(verification.refused),
+    }
+
+
+def _in_short(verification: Verification) -> str:
+    """When it was verified, or what speaks against that."""
+    if verification.failed:
+        return f"[red]FAILED[/]: {', '.join(record.title for record in verification.failed)}"
+    return moment_text(verification.verified) if verification.verified else verification.state
+
+
+def _doubts(verification: Verification) -> list[str]:
+    """What failed, and the records that cannot be trusted."""
+    return [f"FAILED {told(record)}" for record in verification.failed] + [
+        f"in doubt: {refused}" for refused in verification.refused
+    ]

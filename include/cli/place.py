@@ -26,7 +26,14 @@ from include.repository.manifest import Manifest
 from include.sources.postgres.login import DatabaseLogin
 
 BackupArgument = Annotated[
-    str, typer.Argument(metavar="BACKUP", help="An id as `list` shows it, or `latest`: the newest full backup.")
+    str,
+    typer.Argument(
+        metavar="BACKUP",
+        help="An id as `list` shows it, or `latest`: the newest full backup whose verification did not fail.",
+    ),
+]
+DespiteOption = Annotated[
+    bool, typer.Option("--despite-verification", help="Also when the backup failed its verification.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -91,6 +98,14 @@ def place(
 def find_backup(catalog: Catalog, name: str) -> Manifest:
     """The manifest of an id, or of `latest`; raises `NoSuchBackup` or `ManifestRefused`."""
     return catalog.latest("full") if name == "latest" else catalog.get(BackupId.parse(name))
+
+
+def find_sound_backup(catalog: Catalog, name: str, *, despite: bool) -> Manifest:
+    """`find_backup`, which also raises `VerificationFailed`, naming the record, unless `despite`."""
+    manifest = find_backup(catalog, name)
+    if not despite:
+        catalog.verification(manifest).require(manifest.id)
+    return manifest
 
 
 def server() -> DatabaseLogin:

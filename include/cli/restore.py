@@ -9,7 +9,14 @@ import boto3
 import typer
 from rich.markup import escape
 
-from include.cli.place import BackupArgument, JsonOption, find_backup, scratch_directory, server
+from include.cli.place import (
+    BackupArgument,
+    DespiteOption,
+    JsonOption,
+    find_sound_backup,
+    scratch_directory,
+    server,
+)
 from include.cli.printing import OUT, print_json, progress_bar
 from include.pipeline.store import Bucket
 from include.recovery.configuration import restore_configuration
@@ -39,6 +46,7 @@ def restore(
     configuration: Annotated[
         Path | None, typer.Option(help="Restore the configuration checkout to this path, which must not exist.")
     ] = None,
+    despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a backup back: the database, the objects, the configuration, whichever have a place named for them.
@@ -49,7 +57,7 @@ def restore(
     if not (database or objects or configuration):
         raise typer.BadParameter("Name at least one of --database, --objects and --configuration.")
     catalog, policy = context.obj.catalog(), context.obj.policy()
-    manifest = find_backup(catalog, backup)
+    manifest = find_sound_backup(catalog, backup, despite=despite)
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
     with scratch_directory() as scratch, progress_bar(f"restoring {manifest.id}", manifest, as_json) as progress:
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)

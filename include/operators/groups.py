@@ -122,7 +122,7 @@ def execute(backup_type: BackupType, creation: type[BackupStep], *, timeout: tim
 
 
 def verify(backup_type: BackupType) -> Verify:
-    """R4.5: proved from the bucket alone."""
+    """R4.5: three proofs; a record of each is kept beside the backup, and one that fails takes it out of every plan."""
     with TaskGroup("verify", tooltip="R4.5 integrity, sizes, sample restore") as group:
         proofs = (
             VerifyIntegrity(
@@ -134,14 +134,15 @@ def verify(backup_type: BackupType) -> Verify:
             ValidateSizes(
                 task_id="sizes",
                 backup_type=backup_type,
-                doc_md="**R4.5** The sizes fit the source: every row and object has its bytes.",
+                doc_md="**R4.5** The sizes fit the source: every row and object has its bytes. Nothing is suddenly "
+                "less than in the last backups; when that is right, `python -m include.cli accept` says so.",
             ),
             RestoreSample(
                 task_id="sample_restore",
                 backup_type=backup_type,
                 execution_timeout=LONG,
-                doc_md="**R4.5** One component, another each day, is restored into a scratch database and compared "
-                "with the source as it was.",
+                doc_md="**R4.5** One component, another each day, is restored into a scratch place and compared with "
+                "the source as it was.",
             ),
         )
     return Verify(group, proofs)

@@ -1,4 +1,4 @@
-"""The steps that prove a committed backup, from the bucket alone (R4.5)."""
+"""The steps that prove a committed backup, and write what they found beside it as verification records (R4.5)."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ class VerifyIntegrity(BackupStep):
         """How much was read."""
         from include.backup import verify  # noqa: PLC0415
 
-        return verify.check_integrity(run.catalog, run.backup, run.policy, scratch=run.scratch)
+        return verify.prove_integrity(run.catalog, run.backup, run.policy, scratch=run.scratch)
 
 
 class ValidateSizes(BackupStep):
-    """Weigh the backup against its source (R4.5)."""
+    """Weigh the backup against its source, and against the backups before it (R4.5)."""
 
     def step(self, run: BackupRun) -> Facts:
         """The sizes."""
         from include.backup import verify  # noqa: PLC0415
 
-        return verify.check_sizes(run.catalog, run.backup, run.policy, scratch=run.scratch)
+        return verify.prove_sizes(run.catalog, run.backup, run.policy, scratch=run.scratch)
 
 
 class RestoreSample(BackupStep):
-    """Restore one component into a scratch database, and compare it with the source as it was (R4.5)."""
+    """Restore one component, another each day, and compare it with the source as it was (R4.5)."""
 
     def step(self, run: BackupRun) -> Facts:
-        """Which component, and its rows."""
+        """Which component, and how much of it."""
         from include.backup import verify  # noqa: PLC0415
-        from include.operators.connections import database_login  # noqa: PLC0415
+        from include.backup.sample import turn_of  # noqa: PLC0415
+        from include.operators.connections import bucket, database_login  # noqa: PLC0415
 
-        return verify.restore_sample(
+        sources, manifest = run.policy.sources, run.catalog.get(run.backup)
+        return verify.prove_sample(
             run.catalog,
-            run.backup,
+            manifest,
             run.policy,
-            server=database_login(run.policy.sources.database.scratch_connection),
-            day=run.backup.moment.date(),
+            turn_of(manifest, run.policy),
+            server=database_login(sources.database.scratch_connection),
+            source=bucket(sources.objects.connection),
             scratch=run.scratch,
         )

@@ -7,7 +7,7 @@ has its own place. What contradicts a section that is itself refused shows once 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Literal
 
 from pydantic import (
@@ -42,6 +42,7 @@ from include.policy.quantities import (
     Text,
     not_empty,
     refusal,
+    runs_on,
 )
 
 SourceKind = Literal["database", "objects", "configuration"]
@@ -358,10 +359,17 @@ class Pipeline(Section):
 
 
 class Verification(Section):
-    """R4.5: what is restored as a sample, and how much smaller than the last a backup may be (`shrunk_to` of it)."""
+    """R4.5: how many objects are a sample of them, and what is a sudden shrink.
 
-    sample_components: Some[str]
+    It is one when of what the median of the last `compared_with` backups had, `shrunk_from_items` rows or objects or
+    more, or `shrunk_from_bytes` or more, less than `shrunk_to` is there now.
+    """
+
+    sample_objects: PositiveInt
     shrunk_to: Share
+    compared_with: PositiveInt
+    shrunk_from_items: PositiveInt
+    shrunk_from_bytes: Size
 
 
 class Notifications(Section):
@@ -521,6 +529,11 @@ class Policy(Section):
         """The component of what is in the source and in no other one: *personal* until someone names it (R8.1)."""
         return Component(name=f"{UNCLASSIFIED}{source}", source=source, retention_class=self.compliance.unclassified_as)
 
+    @property
+    def sample_turns(self) -> tuple[Component, ...]:
+        """Whose turn it is to be restored as a sample, one a day: every component of every source (R4.5)."""
+        return (*self.components.values(), self.unclassified("database"), self.unclassified("objects"))
+
     @field_validator("backups")
     @classmethod
     def _backups(cls, backups: Backups, info: ValidationInfo) -> Backups:
@@ -590,14 +603,17 @@ class Policy(Section):
     @classmethod
     def _verification(cls, verification: Verification, info: ValidationInfo) -> Verification:
         components: dict[str, Component] | None = info.data.get("components")
+        backups: Backups | None = info.data.get("backups")
+        if components is None or backups is None:
+            return verification
+        turns, full = len(components) + 2, backups.full
         _refuse_all(
             _unless(
-                components is None or (name in components and components[name].source == "database"),
-                ("sample_components", index),
-                f"is {name!r}, which is no component of the database.",
-                "Name one: the sample is restored into a scratch database (R4.5).",
+                _each_comes_round(turns, full),
+                (),
+                f"takes {turns} components in turn, one a day: longer than a full backup is kept ({full.retention}).",
+                "Keep full backups longer, make them daily, or join components: each is restored within it (R4.5).",
             )
-            for index, name in enumerate(verification.sample_components)
         )
         return verification
 
@@ -619,6 +635,20 @@ class Policy(Section):
 # --- how a section refuses -------------------------------------------------------------------------------------------
 
 Misfit = tuple[Place, PydanticCustomError]
+
+
+def _each_comes_round(turns: int, full: BackupType) -> bool:
+    """Whether each of so many turns, one a calendar day, comes again before a backup that had it before is gone."""
+    begin, end = datetime(2025, 1, 1, tzinfo=UTC), datetime(2029, 1, 1, tzinfo=UTC)
+    last: dict[int, datetime] = {}
+    for number in range((end - begin).days):
+        day = begin + timedelta(days=number)
+        turn = day.toordinal() % turns
+        if runs_on(full.schedule, day):
+            if turn in last and full.retention.after(last[turn]) < day:
+                return False
+            last[turn] = day
+    return len(last) == turns
 
 
 def _unknown_class(name: str, retention: Mapping[str, Period] | None) -> PydanticCustomError | None:

@@ -6,7 +6,7 @@ import calendar
 import re
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, TypeVar, cast, get_args
@@ -174,6 +174,19 @@ def check_cron(schedule: str) -> str:
     if fields[4] == "*" and min(days) > max(calendar.monthrange(2024, month)[1] for month in months):
         raise refusal(f"is {schedule!r}: that day never comes.", "Choose a day that the month has.")
     return schedule
+
+
+def runs_on(schedule: str, day: date) -> bool:
+    """Whether a cron schedule that passed `check_cron` comes round on that day, whatever the hour.
+
+    Where both days of the month and of the week are restricted, either will do, as in every cron.
+    """
+    fields = schedule.split()
+    days, months, weekdays = (_cron_values(field, *_CRON[2 + i]) for i, field in enumerate(fields[2:]))
+    weekdays = {number % 7 for number in weekdays}
+    by_month, by_week = day.day in days, day.isoweekday() % 7 in weekdays
+    either = len(days) < 31 and len(weekdays) < 7  # noqa: PLR2004 - days of a month and of a week
+    return day.month in months and (by_month or by_week if either else by_month and by_week)
 
 
 def _cron_values(field: str, name: str, lowest: int, highest: int, names: dict[str, int]) -> set[int]:

@@ -20,7 +20,7 @@ from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectMissing, ObjectVersion
 from include.repository.layout import VERIFICATION
-from include.repository.manifest import Manifest
+from include.repository.manifest import Manifest, moment_text
 from include.repository.signed import SignedDocument
 
 INTEGRITY, SIZES, SAMPLE = "integrity", "sizes", "sample"
@@ -139,8 +139,7 @@ class Verification:
 
 def told(failure: Record) -> str:
     """What a failed record says, and where it lies."""
-    moment = failure.when.strftime("%Y-%m-%d %H:%M:%S UTC")
-    return f"{failure.title}, {moment}: {(failure.what or '').rstrip('.')} ({failure.home})"
+    return f"{failure.title}, {moment_text(failure.when)}: {(failure.what or '').rstrip('.')} ({failure.home})"
 
 
 def store_record(bucket: Bucket, keyring: Keyring, record: Record) -> None:

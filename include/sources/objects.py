@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from queue import Empty, Queue
@@ -229,8 +229,7 @@ class PackedComponent:
             etag=version.etag,
             size=size,
             sha256=digest.hexdigest(),
-            headers={kept: _text(answer[told]) for told, kept in KEPT_HEADERS.items() if answer.get(told)},
-            metadata={name: _text(value) for name, value in answer.get("Metadata", {}).items()},
+            **kept_of(answer),
             tags=_tags(source, version, answer),
             members=members,
         )
@@ -238,6 +237,14 @@ class PackedComponent:
 
 class _StoppedError(Exception):
     """The block that wanted the objects has ended; nobody hears this."""
+
+
+def kept_of(answer: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The `headers` and `metadata` that an index keeps of what a store answered."""
+    return {
+        "headers": {kept: _text(answer[told]) for told, kept in KEPT_HEADERS.items() if answer.get(told)},
+        "metadata": {name: _text(value) for name, value in answer.get("Metadata", {}).items()},
+    }
 
 
 def index_lines(entries: Iterable[IndexEntry]) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import Envelope
 
+from include.backup.sample import turn_of
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
 from include.policy import load_policy
@@ -183,6 +184,12 @@ def test_a_run_tells_what_it_did(on: Running) -> None:
     report = on.client.log(DAG, run, "report.success_report")
     for word in (made["id"], "write stop", "integrity", "sample_restore"):
         assert word in report
+    proofs = {name: on.client.xcom(DAG, run, f"verify.{name}") for name in ("integrity", "sizes", "sample_restore")}
+    verification = on.catalog.verification(on.manifest(run))
+    assert verification.state == "verified"
+    assert {record.home for record in verification.newest} == {facts["record"] for facts in proofs.values()}
+    assert proofs["sample_restore"]["component"] == turn_of(on.manifest(run), load_policy()).component.name
+    assert all(facts["record"] in report for facts in proofs.values())
     subjects = [subject_of(mail) for mail in on.mails]
     assert f"{made['id']} succeeded and is verified" in subjects
     assert f"{made['id']} is made and is being verified" in subjects

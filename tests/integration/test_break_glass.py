@@ -93,6 +93,7 @@ def test_it_lists_and_shows(installation: Installation, manifest: Manifest) -> N
 
     assert listed["id"] == manifest.id
     assert listed["rows"] == manifest.database.rows
+    assert shown.pop("verification")["state"] in ("verified", "not yet")
     assert shown == manifest.model_dump(mode="json")
     assert manifest.id in told(cli(installation, "list"))
     assert "database/chat_history.pgdump" in told(cli(installation, "show", "latest"))
@@ -100,10 +101,20 @@ def test_it_lists_and_shows(installation: Installation, manifest: Manifest) -> N
 
 @pytest.mark.requirement("R4.5")
 def test_it_verifies(installation: Installation, manifest: Manifest) -> None:
-    done = cli(installation, "verify", manifest.id, "--json")
+    done = cli(installation, "verify", manifest.id, "--sample", "billing", "--json")
 
     assert done.returncode == 0, told(done)
-    assert json.loads(done.stdout)["objects"] == manifest.objects.objects
+    facts = json.loads(done.stdout)
+    assert facts["integrity"]["objects"] == manifest.objects.objects
+    assert facts["sizes"]["rows"] == manifest.database.rows > facts["sample"]["rows"] > 0
+    [listed] = json.loads(cli(installation, "list", "--json").stdout)
+    assert listed["verification"]["state"] == "verified"
+    assert {record["key"] for record in listed["verification"]["records"]} == {
+        facts[proof]["record"] for proof in ("integrity", "sizes", "sample")
+    }
+    shown = told(cli(installation, "show", manifest.id))
+    assert "integrity passed" in shown
+    assert "sample of billing passed" in shown
 
 
 def test_it_decrypts_to_standard_output_and_to_a_new_file(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
@@ -17,6 +18,7 @@ from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
+from tests.damage import tell_the_story
 
 BACKUP = BackupId.parse("full-20261122T000000Z")
 
@@ -63,3 +65,20 @@ def test_its_objects_come_back_equal(
     installation.synapse.bucket = name
     assert restored == len(before)
     assert installation.synapse.fingerprint().objects == before
+
+
+@pytest.mark.requirement("R4.5", "R6.4")
+def test_a_flipped_byte_takes_a_backup_out_of_the_plans_until_it_is_mended(
+    installation: Installation, manifest: Manifest, tmp_path: Path
+) -> None:
+    """The last test of the module: it makes another backup."""
+    catalog = installation.catalog()
+    newer = make_full_backup(
+        BackupId.parse("full-20261123T000000Z"),
+        slot=None,
+        application=installation.application(),
+        catalog=catalog,
+        policy=load_policy(),
+        scratch=tmp_path,
+    )
+    assert "is in no plan until this proof passes" in tell_the_story(catalog, manifest, newer, tmp_path)

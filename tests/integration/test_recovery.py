@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from datetime import date
 from pathlib import Path
 
 import pytest
 from psycopg import sql
 
 from include.backup.full import make_full_backup
-from include.backup.verify import SizeSuspect, check_sizes, restore_sample
+from include.backup.sample import named
+from include.backup.verify import SizeSuspect, check_sizes, prove_sample
 from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.policy import load_policy
@@ -200,6 +200,7 @@ def test_what_is_not_what_was_backed_up_is_never_put_in_place(
     restore: Callable[[str], RestoredDatabase],
     server: DatabaseLogin,
     monkeypatch: pytest.MonkeyPatch,
+    *,
     harm: str,
     told: str,
 ) -> None:
@@ -240,25 +241,33 @@ def test_roles_that_are_there_are_left_exactly_as_they_are(
 # A sample
 
 
-def sample(catalog: Catalog, server: DatabaseLogin, scratch: Path, day: int = 1) -> dict:
-    return restore_sample(catalog, BACKUP, POLICY, server=server, day=date(2026, 1, day), scratch=scratch)
+def sample(catalog: Catalog, manifest: Manifest, server: DatabaseLogin, scratch: Path, component: str) -> dict:
+    turn = named(manifest, POLICY, component)
+    return prove_sample(catalog, manifest, POLICY, turn, server=server, source=None, scratch=scratch)
 
 
 @pytest.mark.requirement("R4.5")
-def test_samples_take_turns_and_leave_nothing(
-    catalog: Catalog, manifest: Manifest, server: DatabaseLogin, tmp_path: Path
+@pytest.mark.parametrize("component", ["chat_history", "unclassified_database"])
+def test_a_sample_needs_only_a_login_that_may_create_databases_and_leaves_nothing(
+    catalog: Catalog, manifest: Manifest, installation: Installation, tmp_path: Path, component: str
 ) -> None:
-    before = databases(server)
-    turns = [sample(catalog, server, tmp_path, day)["component"] for day in range(1, 9)]
+    before = databases(installation.postgres.superuser)
 
-    assert turns[:4] == turns[4:]
-    assert set(turns) == set(POLICY.verification.sample_components)
-    assert databases(server) == before
+    assert sample(catalog, manifest, installation.scratch, tmp_path, component)["rows"] > 0
+    assert databases(installation.postgres.superuser) == before
 
 
 @pytest.mark.requirement("R4.5")
+@pytest.mark.parametrize(("component", "told"), [("chat_history", "fewer"), ("unclassified_database", "fewer")])
 def test_a_sample_that_differs_is_an_error_and_leaves_nothing(
-    catalog: Catalog, manifest: Manifest, server: DatabaseLogin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    catalog: Catalog,
+    manifest: Manifest,
+    server: DatabaseLogin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    component: str,
+    told: str,
 ) -> None:
     pipe = recovery._Restore._pipe
 
@@ -268,9 +277,32 @@ def test_a_sample_that_differs_is_an_error_and_leaves_nothing(
 
     before = databases(server)
     monkeypatch.setattr(recovery._Restore, "_pipe", half)
-    with pytest.raises(RestoreDiffers, match="fewer"):
-        sample(catalog, server, tmp_path)
+    with pytest.raises(RestoreDiffers, match=told):
+        sample(catalog, manifest, server, tmp_path, component)
     assert databases(server) == before
+
+
+@pytest.mark.requirement("R4.5")
+@pytest.mark.parametrize("harm", ["SELECT lo_unlink(min(oid))", "SELECT lo_truncate(lo_open(min(oid), 131072), 1)"])
+def test_a_sample_without_all_large_objects_is_an_error(
+    catalog: Catalog,
+    manifest: Manifest,
+    server: DatabaseLogin,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    harm: str,
+) -> None:
+    pipe = recovery._Restore._pipe
+
+    def harmed(step: recovery._Restore, artifact: str, *options: str) -> None:
+        pipe(step, artifact, *options)
+        if "pre-data" not in artifact:
+            execute(step._login, sql.SQL(f"{harm} FROM pg_largeobject_metadata"))
+
+    monkeypatch.setattr(recovery._Restore, "_pipe", harmed)
+    with pytest.raises(RestoreDiffers, match="large objects: "):
+        sample(catalog, manifest, server, tmp_path, "unclassified_database")
 
 
 @pytest.mark.requirement("R4.5")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import get_args
 from zoneinfo import ZoneInfo
 
 import pytest
 from croniter import croniter
 from dateutil.relativedelta import relativedelta
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from include.policy import Period, parse_duration, parse_size
-from include.policy.quantities import Unit, check_cron, parse_share
+from include.policy.quantities import Unit, check_cron, parse_share, runs_on
 
 UNITS: tuple[Unit, ...] = get_args(Unit)
 LONGEST = {"hours": 876_000, "days": 36_500, "weeks": 5_200, "months": 1_200, "years": 100}
@@ -196,3 +196,20 @@ def test_whatever_passes_as_cron_airflow_takes_too(schedule: str) -> None:
         return
     assert croniter.is_valid(schedule)
     assert croniter(schedule, datetime(2026, 1, 1, tzinfo=UTC)).get_next(datetime)
+
+
+@given(
+    st.tuples(_field, _field, _field).map(lambda fields: " ".join(("0", "0", *fields))),
+    st.dates(date(2024, 1, 1), date(2028, 12, 31)),
+)
+@example("0 0 * * 0", date(2026, 11, 22))
+@example("0 0 * * 7", date(2026, 11, 22))
+@example("0 0 13 * 5", date(2026, 11, 13))
+@example("0 0 13 * 5", date(2026, 11, 20))
+@example("0 0 13 * 5", date(2026, 11, 21))
+def test_it_runs_on_the_days_that_airflow_runs_it(schedule: str, day: date) -> None:
+    try:
+        check_cron(schedule)
+    except ValueError:
+        return
+    assert runs_on(schedule, day) == croniter.match(schedule, datetime(day.year, day.month, day.day, tzinfo=UTC))

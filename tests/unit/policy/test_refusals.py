@@ -224,12 +224,18 @@ WRONG = {
         "backups.incremental.shipped_within",
         "the RPO could not be kept",
     ),
-    "sample of no component": Wrong(
-        "[system_config, user_data, billing",
-        "[system_config, media_files, billing",
-        "verification.sample_components[1]",
-        "is 'media_files', which is no component of the database.",
+    "kept shorter than the samples' rotation": Wrong(
+        "retention: 30 days", "retention: 11 days", "verification", "takes 12 components in turn", at="verification:  "
     ),
+    "too seldom for the samples' rotation": Wrong(
+        '"0 0 * * *"',
+        '"0 0 * * 0"',
+        "verification",
+        "longer than a full backup is kept (30 days)",
+        at="verification:  ",
+    ),
+    "no sample at all": Wrong("sample_objects: 50", "sample_objects: 0", "verification.sample_objects", "greater than"),
+    "shrunk to nothing": Wrong("shrunk_to: 50 %", "shrunk_to: 0 %", "verification.shrunk_to", "that is no share"),
     "keys forgotten": Wrong(
         "public_keys_kept: 7 years",
         "public_keys_kept: 6 years",
@@ -272,6 +278,7 @@ def test_the_shipped_policy_passes_unedited(edited: Edit) -> None:
         ("shipped_within: 1 min", "shipped_within: 44 min"),
         ("public_keys_kept: 7 years", "public_keys_kept: 8 years"),
         ("transition_after: 90 days", "transition_after: 364 days"),
+        ("retention: 30 days", "retention: 12 days"),
     ],
 )
 def test_what_is_just_allowed_passes(old: str, new: str, edited: Edit) -> None:

@@ -155,9 +155,17 @@ def test_the_pipeline(policy: Policy) -> None:
 
 
 @pytest.mark.requirement("R4.5")
-def test_every_database_component_gets_its_turn_as_the_sample(policy: Policy) -> None:
-    assert set(policy.verification.sample_components) == _names(policy, "database")
-    assert policy.verification.shrunk_to == 0.5
+def test_every_component_of_every_source_gets_its_turn_as_the_sample_within_the_retention(policy: Policy) -> None:
+    turns = [component.name for component in policy.sample_turns]
+    assert set(turns) == {*policy.components, "unclassified_database", "unclassified_objects"}
+    assert len(turns) == len(set(turns)) <= 30
+
+
+@pytest.mark.requirement("R4.5")
+def test_a_sudden_shrink_is_half_of_a_usual_week(policy: Policy) -> None:
+    verification = policy.verification
+    assert (verification.shrunk_to, verification.compared_with) == (0.5, 7)
+    assert (verification.shrunk_from_items, verification.shrunk_from_bytes) == (100, 10**6)
 
 
 @pytest.mark.requirement("R4.6")
