@@ -280,6 +280,21 @@ def test_the_barrier_and_not_the_application_is_the_victim_of_a_deadlock(applica
 
 
 @pytest.mark.requirement("R4.3")
+def test_a_deadlock_that_closes_late_does_not_end_the_application_either(application: Application) -> None:
+    """L has looked for a deadlock, found none, and waits on; only then does the application wait for L."""
+    application.run(*(f"CREATE TABLE {name} (x int)" for name in ("aaa", "bbb")))
+    with ThreadPoolExecutor(1) as pool, application.session("writer") as writer:
+        writer.execute("INSERT INTO bbb VALUES (1)")
+        count = "SELECT (SELECT count(*) FROM aaa), (SELECT count(*) FROM bbb)"
+        held = pool.submit(_read_in_snapshot, application, count, tries=10, lock_timeout=timedelta(seconds=5))
+        application.wait_for_l()
+        application.run("SELECT pg_sleep(0.1)")  # five times L's deadlock_timeout
+        writer.execute("INSERT INTO aaa VALUES (1)")
+        writer.commit()
+        assert held.result() == [(1, 1)]
+
+
+@pytest.mark.requirement("R4.3")
 def test_a_table_made_while_locking_voids_the_point(application: Application) -> None:
     calls = itertools.count(1)
 

@@ -176,11 +176,13 @@ class _Barrier(Generic[Observed]):
     def _try(self, sessions: ExitStack, number: int) -> ConsistencyPoint[Observed]:
         """One try, on sessions of its own: L is closed when it returns, S is left to `sessions`."""
         s = sessions.enter_context(closing(_session(self.dump_login, f"{self.name}.S", _settings_of_s(self.policy))))
-        with _refusals(), _session(self.barrier_login, f"{self.name}.L", _settings_of_l(self.policy)) as l_:
+        with _refusals(), _session(self.barrier_login, f"{self.name}.L", _settings_of_l(self.policy, s)) as l_:
             server = _same_server(s, l_)
             listed = self.relations(s)
             _begin_and_lock(s, "ISOLATION LEVEL REPEATABLE READ READ ONLY", listed.lockable, "ACCESS SHARE", witness=l_)
-            waited = _begin_and_lock(l_, "READ ONLY", listed.lockable, "SHARE", witness=l_)
+            waited = _begin_and_lock(
+                l_, "ISOLATION LEVEL READ COMMITTED READ ONLY", listed.lockable, "SHARE", witness=l_
+            )
             locked_at = time.monotonic()
             restore_point = self._restore_point(number)
             lsn, moment = _row(l_, "SELECT pg_create_restore_point(%s)::text, clock_timestamp()", restore_point)
@@ -260,12 +262,18 @@ def _set_free(s: Session) -> None:
     s.execute("SET LOCAL lock_timeout = '1min'")
 
 
-def _settings_of_l(policy: Barrier) -> dict[str, str]:
-    """The deadlock check comes first, so that L and not the application is its victim, and autovacuum gives way."""
+def _settings_of_l(policy: Barrier, s: Session) -> dict[str, str]:
+    """The deadlock check comes first, so that L and not the application is its victim, and autovacuum gives way.
+
+    L checks once for each lock that it waits for. A deadlock that closes later is checked for by the application's
+    session, after its `deadlock_timeout`: by then L, which has waited for longer, must have given up.
+    """
+    (milliseconds,) = _row(s, "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'")
+    lock_timeout = min(policy.lock_timeout, timedelta(milliseconds=milliseconds))
     return {
         "TimeZone": "UTC",
         "deadlock_timeout": _milliseconds(policy.deadlock_timeout),
-        "lock_timeout": _milliseconds(policy.lock_timeout),  # of each table; statement_timeout bounds them all
+        "lock_timeout": _milliseconds(lock_timeout),  # of each table; statement_timeout bounds them all
         "statement_timeout": _milliseconds(policy.statement_timeout),
         "idle_in_transaction_session_timeout": _milliseconds(policy.idle_timeout),
     }
