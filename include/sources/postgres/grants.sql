@@ -50,3 +50,16 @@ GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules() TO synapse_backup_dump;
 -- Replication: base backups and WAL.
 ALTER ROLE synapse_backup_replication
     NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION NOBYPASSRLS CONNECTION LIMIT 8;
+
+-- A trigger on login (PostgreSQL 17 and later) that writes would shut out whoever reads only.
+DO $$
+DECLARE
+    login text;
+BEGIN
+    IF current_setting('server_version_num')::int >= 170000 THEN
+        FOREACH login IN ARRAY ARRAY['synapse_backup_barrier', 'synapse_backup_dump', 'synapse_backup_replication'] LOOP
+            EXECUTE format('ALTER ROLE %I SET event_triggers = off', login);
+        END LOOP;
+    END IF;
+END
+$$;
