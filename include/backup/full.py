@@ -307,7 +307,11 @@ class _Copy:
 
     def _dumps(self) -> list[DumpStream]:
         return dump_streams(
-            self._tools, self._plan, snapshot=self._point.snapshot, lock_wait=self._policy.pipeline.stall_limit / 2
+            self._tools,
+            self._plan,
+            snapshot=self._point.snapshot,
+            encoding=self._point.server.encoding,
+            lock_wait=self._policy.pipeline.stall_limit / 2,
         )
 
     def _write_dump(self, stream: DumpStream) -> None:

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from include.sources.postgres.relations import quote
+
 if TYPE_CHECKING:
     from include.sources.postgres.relations import ComponentRelations, DumpPlan, Relation
     from include.sources.postgres.tools import PostgresTools
@@ -46,15 +48,20 @@ class DumpStream:
     archive: bool = True
 
 
-def dump_streams(tools: PostgresTools, plan: DumpPlan, *, snapshot: str, lock_wait: timedelta) -> list[DumpStream]:
+def dump_streams(
+    tools: PostgresTools, plan: DumpPlan, *, snapshot: str, encoding: str, lock_wait: timedelta
+) -> list[DumpStream]:
     """Every stream of one backup, in the order in which a restore takes them.
 
-    A component that has no relation has no stream. `lock_wait` bounds how long a dump waits for its ACCESS SHARE locks:
-    a waiting ALTER TABLE stands before it in the queue although the snapshot's own session has them already. Run them
-    with `DatabaseLogin.environment()`.
+    A component that has no relation has no stream. `encoding` is the database's (`ServerIdentity.encoding`): a dump is
+    in UTF-8, as the names on its command line are, but of a database without an encoding it has the bytes as they are;
+    what the database sets for its clients counts for neither. `lock_wait` bounds how long a dump waits for its ACCESS
+    SHARE locks: a waiting ALTER TABLE stands before it in the queue although the snapshot's own session has them
+    already. Run them with `DatabaseLogin.environment()`.
     """
     dump = (
         *(tools.pg_dump, "--format=custom", "--compress=0", "--no-sync", "--no-password"),
+        f"--encoding={encoding if encoding == 'SQL_ASCII' else 'UTF8'}",
         *(f"--snapshot={snapshot}", f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"),
     )
     return [
@@ -71,13 +78,8 @@ def dump_streams(tools: PostgresTools, plan: DumpPlan, *, snapshot: str, lock_wa
 
 
 def pattern(relation: Relation) -> str:
-    """A pattern that matches this relation and nothing else."""
+    """A pattern that matches this relation and nothing else: within double quotes pg_dump takes every name as it is."""
     return f"{quote(relation.schema)}.{quote(relation.name)}"
-
-
-def quote(name: str) -> str:
-    """A name for a pattern: within double quotes no character is special but the double quote, which is doubled."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _globals(tools: PostgresTools, lock_wait: timedelta) -> tuple[str, ...]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS = 10
 
+# A database or a role may have set for its users what psycopg cannot read.
+_READABLE = "-c DateStyle=ISO -c IntervalStyle=postgres"
+
 # The server's or libpq's words, and what a person does about them. Other words (another language, another fault) get
 # the general advice.
 _MENDS = (
@@ -100,7 +103,8 @@ class DatabaseLogin:
                 dbname=self.dbname,
                 sslmode=self.sslmode,
                 sslrootcert=self.sslrootcert,
-                options=self.options,
+                options=f"{_READABLE} {self.options}",
+                client_encoding="UTF8",
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 application_name=application_name,
                 autocommit=autocommit,

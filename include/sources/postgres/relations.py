@@ -7,6 +7,7 @@ inheritance). What no component names goes to the catch-all. Every relation is i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
 CATCH_ALL = "unclassified_database"
+_AMBIGUOUS = re.compile(r'[."]')
 
 Kind = Literal["table", "parent", "sequence", "materialized view", "foreign table"]
 _KINDS: Mapping[str, Kind] = {
@@ -78,7 +80,18 @@ class Relation:
     owner: int | None = None
 
     def __str__(self) -> str:
+        """`schema.name`; a part with a dot or a double quote in it is quoted as in SQL, so that no two are alike."""
+        return ".".join(quote(part) if _AMBIGUOUS.search(part) else part for part in (self.schema, self.name))
+
+    @property
+    def plain(self) -> str:
+        """`schema.name` as the policy's patterns see it, never quoted."""
         return f"{self.schema}.{self.name}"
+
+
+def quote(name: str) -> str:
+    """A name within double quotes, where no character is special but the double quote, which is doubled."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 @dataclass(frozen=True)
@@ -182,9 +195,9 @@ def plan_dump(relations: Relations, components: Mapping[str, Sequence[str]], *, 
 
 def _names(relations: Relations) -> dict[int, tuple[str, ...]]:
     """For each leaf table and loose sequence the names by which a pattern may mean it."""
-    by_oid = {relation.oid: str(relation) for relation in relations.all}
+    by_oid = {relation.oid: relation.plain for relation in relations.all}
     return {
-        relation.oid: (str(relation), *(by_oid[oid] for oid in relation.ancestors if oid in by_oid))
+        relation.oid: (relation.plain, *(by_oid[oid] for oid in relation.ancestors if oid in by_oid))
         for relation in relations.all
         if relation.kind == "table" or (relation.kind == "sequence" and relation.owner is None)
     }

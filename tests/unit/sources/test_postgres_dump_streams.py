@@ -30,7 +30,7 @@ def test_names_are_quoted_so_that_nothing_in_them_is_special() -> None:
 @pytest.mark.requirement("R2.1")
 def test_streams_in_the_order_of_a_restore(tools: PostgresTools) -> None:
     plan = plan_dump(Relations((ODD, ODD_ID, REST)), {"odd": ["S.x.weird*"], "absent": []})
-    streams = dump_streams(tools, plan, snapshot="0003-1", lock_wait=timedelta(seconds=30))
+    streams = dump_streams(tools, plan, snapshot="0003-1", encoding="UTF8", lock_wait=timedelta(seconds=30))
     assert [(stream.name, stream.component, stream.archive) for stream in streams] == [
         ("globals", None, False),
         ("pre-data", None, True),
@@ -40,7 +40,7 @@ def test_streams_in_the_order_of_a_restore(tools: PostgresTools) -> None:
     ]
     dump = (
         *(tools.pg_dump, "--format=custom", "--compress=0", "--no-sync", "--no-password"),
-        *("--snapshot=0003-1", "--lock-wait-timeout=30000"),
+        *("--encoding=UTF8", "--snapshot=0003-1", "--lock-wait-timeout=30000"),
     )
     assert [stream.argv for stream in streams] == [
         (
@@ -59,3 +59,11 @@ def test_streams_in_the_order_of_a_restore(tools: PostgresTools) -> None:
         ),
         (*dump, "--section=post-data"),
     ]
+
+
+def test_a_database_without_an_encoding_is_dumped_byte_by_byte(tools: PostgresTools) -> None:
+    plan = plan_dump(Relations((REST,)), {})
+    streams = dump_streams(tools, plan, snapshot="0003-1", encoding="SQL_ASCII", lock_wait=timedelta(seconds=30))
+    assert all("--encoding=SQL_ASCII" in stream.argv for stream in streams if stream.archive)
+    streams = dump_streams(tools, plan, snapshot="0003-1", encoding="LATIN1", lock_wait=timedelta(seconds=30))
+    assert all("--encoding=UTF8" in stream.argv for stream in streams)

@@ -57,6 +57,15 @@ def test_two_claims_on_one_table_are_refused_with_both_names() -> None:
         plan_dump(ALL, {"chat": ["public.messages"], "first": ["public.*_a"]})
 
 
+def test_one_dot_with_two_readings_is_two_names() -> None:
+    first, second = Relation(1, "a", "b.c", "table"), Relation(2, "a.b", "c", "table")
+    assert [str(first), str(second), str(USERS), str(LOGS)] == [
+        *('a."b.c"', '"a.b".c'),
+        *("public.users", "public.Logs"),
+    ]
+    assert names(plan_dump(Relations((first, second)), {"both": ["a?b?c"]}))["both"] == {"b.c", "c"}
+
+
 def test_patterns_mind_case() -> None:
     assert names(plan_dump(ALL, {"a": ["public.logs"]}))["a"] == set()
 
