@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
@@ -48,12 +49,35 @@ _ABOUT = re.compile(
 _GRANTED = re.compile(
     rf"(?:GRANT|REVOKE) (?:{_IDENTIFIER}|[A-Z, ]+ ON [A-Z]+ {_IDENTIFIER}) (?:TO|FROM) (?P<name>{_IDENTIFIER})"
 )
+_GRANTOR = re.compile(rf"(?<=^GRANT )({_IDENTIFIER} TO .*) GRANTED BY {_IDENTIFIER}(?=;$)")
+_GRANTORS_MINDED = 16_00_00
 _NAMED_DATABASE = re.compile(rf"\bDATABASE {_IDENTIFIER}")
 _BETWEEN = re.compile(r"(?:\s+|(?:--|\\)[^\n]*)*+")
 _STATEMENT = re.compile(r"(?:'(?:[^']|'')*+'|\"(?:[^\"]|\"\")*+\"|[^'\";])*+;")
+
+# What a database may have set for its users, and not for its restore: who they are, what they may do and for how long,
+# and how what they send is understood. Row triggers that fire for replicas alone stay asleep.
+_UNDISTURBED = {
+    "role": "none",
+    "default_transaction_read_only": "off",
+    "default_transaction_isolation": r"read\ committed",
+    "default_transaction_deferrable": "off",
+    "session_replication_role": "origin",
+    "statement_timeout": "0",
+    "array_nulls": "on",
+    "quote_all_identifiers": "off",
+    "transform_null_equals": "off",
+}
+_UNDISTURBED_SINCE_17 = {"event_triggers": "off", "transaction_timeout": "0"}
+_TRIGGERS_TURNED_OFF = 17_00_00
+_MAPPING_OPTIONS = """
+    SELECT option_name FROM pg_user_mappings, pg_options_to_table(umoptions) WHERE srvname = %s AND usename = %s
+"""
 _OF_THE_DATABASE = re.compile(
     r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) \S+ DATABASE) "
 )
+
+_EVENT_TRIGGER = re.compile(r"^\d+; \d+ \d+ (?:(?:COMMENT|SECURITY LABEL) \S+ )?EVENT TRIGGER ")
 
 
 class DatabaseExists(BackupError):
@@ -105,9 +129,7 @@ class _Restore:
     def __init__(self, backup: OpenedBackup, server: DatabaseLogin, name: str, scratch: Path) -> None:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
-        # A database may be read-only by default, which is meant for its users and not for its restore.
-        writable = f"{server.options} -c default_transaction_read_only=off".strip()
-        self._login = replace(server, dbname=self._scratch_name, options=writable)
+        self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
         self._tools = _tools_for(backup, server)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
@@ -121,11 +143,14 @@ class _Restore:
                 self._restore_roles()
                 self._create_as_it_was(pre_data)
                 self._run_restore(pre_data)
+                self._restore_user_mappings()
                 self._restore_rows()
-                self._run_restore(post_data, f"--jobs={_INDEX_JOBS}")
+                awake, asleep = self._without_event_triggers(post_data)
+                self._run_restore(post_data, f"--jobs={_INDEX_JOBS}", f"--use-list={asleep}")
                 with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
                     restored = take_inventory(session, list_relations(session))
                 self._must_equal(compare(self._inventory, restored))
+                self._run_restore(post_data, f"--use-list={awake}")
                 self._execute([f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"])
             except BaseException:
                 self._drop()
@@ -161,8 +186,13 @@ class _Restore:
         with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
             there = {("ROLE", name) for (name,) in session.execute("SELECT rolname FROM pg_roles")}
             there |= {("TABLESPACE", name) for (name,) in session.execute("SELECT spcname FROM pg_tablespace")}
+            minds_grantors = session.info.server_version >= _GRANTORS_MINDED
         script = b"".join(self._backup.read(GLOBALS)).decode()
-        self._execute(statement for statement in statements(script) if _subject(statement) not in there)
+        wanted = [statement for statement in statements(script) if _subject(statement) not in there]
+        if minds_grantors and self._backup.manifest.database.server_version < _GRANTORS_MINDED:
+            # Before, anybody could be written down as a grantor; as pg_dumpall 16 does, whoever restores is.
+            wanted = [_GRANTOR.sub(r"\1", statement) for statement in wanted]
+        self._execute(wanted)
 
     def _create_as_it_was(self, pre_data: Path) -> None:
         """Create the scratch database with the locale, settings, owner and privileges that the dump recorded.
@@ -182,6 +212,26 @@ class _Restore:
             for statement in statements(script)
             if _NAMED_DATABASE.search(statement)
         )
+
+    def _restore_user_mappings(self) -> None:
+        """Give the mappings to foreign servers their options again, which `pg_dump` tells to superusers only."""
+        recorded = json.loads(b"".join(self._backup.read(SETTINGS)))["user_mappings"]
+        with self._login.connect(application_name=APPLICATION, autocommit=True) as session:
+            for mapping in recorded:
+                known = {name for (name,) in session.execute(_MAPPING_OPTIONS, (mapping["server"], mapping["role"]))}
+                options = [option.partition("=") for option in mapping["options"]]
+                added = [
+                    sql.SQL("ADD {} {}").format(sql.Identifier(name), sql.Literal(value))
+                    for name, _, value in options
+                    if name not in known
+                ]
+                role = sql.SQL("PUBLIC") if mapping["role"] == "public" else sql.Identifier(mapping["role"])
+                if added:
+                    session.execute(
+                        sql.SQL("ALTER USER MAPPING FOR {} SERVER {} OPTIONS ({})").format(
+                            role, sql.Identifier(mapping["server"]), sql.SQL(", ").join(added)
+                        )
+                    )
 
     def _restore_rows(self) -> None:
         """Every component side by side: no index or constraint is there yet that one would need of another."""
@@ -220,6 +270,14 @@ class _Restore:
                 self._must_equal(
                     [f"large objects: {found[0]} of {found[1]} bytes, not {expected.count} of {expected.bytes}"]
                 )
+
+    def _without_event_triggers(self, post_data: Path) -> tuple[Path, Path]:
+        """Lists of what post-data holds: its event triggers, and all else, which one that is awake would see."""
+        lines = self._run(self._tools.pg_restore, "--list", str(post_data)).splitlines()
+        awake, asleep = post_data.with_suffix(".awake"), post_data.with_suffix(".asleep")
+        awake.write_text("\n".join(line for line in lines if _EVENT_TRIGGER.match(line)) + "\n")
+        asleep.write_text("\n".join(line for line in lines if not _EVENT_TRIGGER.match(line)) + "\n")
+        return awake, asleep
 
     def _must_equal(self, differences: list[str]) -> None:
         if differences:
@@ -298,6 +356,14 @@ def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> PostgresTools:
     """pg_restore is never older than the pg_dump that wrote, nor than the server it restores into."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         return find_tools(max(session.info.server_version // 10_000, backup.manifest.database.tools))
+
+
+def _undisturbed(server: DatabaseLogin) -> str:
+    """The options of sessions that restore: those of `server`, and over them what keeps a restore undisturbed."""
+    with server.connect(application_name=APPLICATION, autocommit=True) as session:
+        since_17 = session.info.server_version >= _TRIGGERS_TURNED_OFF
+    settings = _UNDISTURBED | (_UNDISTURBED_SINCE_17 if since_17 else {})
+    return " ".join([server.options, *(f"-c {name}={value}" for name, value in settings.items())]).strip()
 
 
 def _quoted(name: str) -> str:

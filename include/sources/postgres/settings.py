@@ -1,7 +1,7 @@
 """How a server and a database are set up: what no dump holds, and a person needs to build their like again.
 
-An artifact of its own. It may name hosts and paths, and a setting such as `primary_conninfo` may hold a password: it is
-as confidential as the dumps.
+An artifact of its own. It may name hosts and paths, and a setting such as `primary_conninfo`, or the mapping of a user
+to a foreign server, may hold a password: it is as confidential as the dumps.
 """
 
 from __future__ import annotations
@@ -39,6 +39,14 @@ _TABLESPACES = """
     SELECT spcname::text AS name, pg_tablespace_location(oid) AS location
     FROM pg_tablespace WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY 1
 """
+# The passwords to foreign servers: pg_dump shows them to superusers only. PUBLIC's mapping has the role "public", which
+# no role can be called.
+_USER_MAPPINGS = """
+    SELECT srvname::text AS server, coalesce(rolname, 'public')::text AS role, umoptions AS options
+    FROM pg_user_mapping AS m
+    JOIN pg_foreign_server AS s ON s.oid = m.umserver LEFT JOIN pg_roles AS r ON r.oid = m.umuser
+    WHERE umoptions IS NOT NULL ORDER BY 1, 2
+"""
 _DATABASE = """
     SELECT datname::text AS name, pg_encoding_to_char(encoding) AS encoding, datcollate::text AS collate,
         datctype::text AS ctype, datlocprovider::text AS locale_provider, datcollversion AS collation_version,
@@ -61,6 +69,7 @@ class ServerSettings:
     role_settings: tuple[Row, ...]
     extensions: tuple[Row, ...]
     tablespaces: tuple[Row, ...]
+    user_mappings: tuple[Row, ...]
     hba: tuple[Row, ...] | None
 
     def to_json(self) -> JsonObject:
@@ -84,6 +93,7 @@ def read_settings(session: psycopg.Connection[TupleRow]) -> ServerSettings:
         role_settings=_rows(session, _ROLE_SETTINGS),
         extensions=_rows(session, _EXTENSIONS),
         tablespaces=_rows(session, _TABLESPACES),
+        user_mappings=_rows(session, _USER_MAPPINGS),
         hba=_hba(session),
     )
 
