@@ -1,8 +1,8 @@
 """What a database holds, in numbers that a restored copy must show again (R4.5, R5.2).
 
 Row counts and content digests are computed by the server, so that no row leaves it, and in the snapshot of the
-consistency point. A row's digest is two 64-bit hashes of its text, PostgreSQL's own with two seeds; a table's is the sum
-of its rows', which no order of rows can change. Every setting that bends a value's text is pinned, and hash
+consistency point. A row's digest is two 64-bit hashes of its text, PostgreSQL's own with two seeds; a table's is the
+sum of its rows', which no order of rows can change. Every setting that bends a value's text is pinned, and hash
 partitioning keeps these hashes what they are, so PostgreSQL 15 and 18 give the same digest for the same data, on
 machines of one byte order. They tell two honest copies apart and need not withstand a forger: the manifest is signed.
 Measured, of a gigabyte on one core: 2.9 s; with SHA-256, where the server was built without OpenSSL, 8.
@@ -61,8 +61,8 @@ _SUM_OF_WORDS: LiteralString = """
     coalesce(sum(('x' || right(h, 16))::bit(64)::bigint), 0)::text
 """
 
-# Two 64-bit hashes of each row's text, in one pass: OFFSET 0 keeps the planner from writing the text twice. (t.*) is the
-# row even where a column is called t.
+# Two 64-bit hashes of each row's text, in one pass: OFFSET 0 keeps the planner from writing the text twice. (t.*) is
+# the row even where a column is called t.
 _DIGEST_TABLE: LiteralString = """
     SELECT count(*),
         coalesce(sum(hashtextextended(line COLLATE "C", 0)), 0)::text,
