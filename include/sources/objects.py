@@ -7,6 +7,7 @@ the database names is taken even when it is younger, so that what is restored to
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -29,6 +30,10 @@ _WAITING_ENTRIES = 1024
 
 class NotVersioned(BackupError):
     """A source bucket that does not keep versions: its past cannot be read."""
+
+
+class ObjectGarbled(BackupError):
+    """An object whose bytes did not arrive as they are stored."""
 
 
 class IndexEntry(BaseModel):
@@ -205,6 +210,7 @@ class PackedComponent:
         source = self._source
         answer, content = source.open_version(version.key, version_id=version.version_id, etag=version.etag)
         digest, size = hashlib.sha256(), 0
+        told = hashlib.md5(usedforsecurity=False) if _etag_is_digest(version, answer) else None
 
         def digested() -> Iterator[bytes]:
             nonlocal size
@@ -212,6 +218,8 @@ class PackedComponent:
                 if self._stopped.is_set():
                     raise _StoppedError
                 digest.update(chunk)
+                if told is not None:
+                    told.update(chunk)
                 size += len(chunk)
                 yield chunk
 
@@ -222,6 +230,8 @@ class PackedComponent:
                 f"where {version.size} were listed.",
                 mend="The run is retried; if it fails again, look at that object.",
             )
+        if told is not None and told.hexdigest() != version.etag.strip('"'):
+            self._read_again(version, digest.hexdigest())
         return IndexEntry(
             key=version.key,
             version_id=version.version_id,
@@ -233,6 +243,18 @@ class PackedComponent:
             tags=_tags(source, version, answer),
             members=members,
         )
+
+    def _read_again(self, version: ObjectVersion, first: str) -> None:
+        """Some stores' ETags are no digest of the content; then what is read again is what was read before."""
+        _, content = self._source.open_version(version.key, version_id=version.version_id, etag=version.etag)
+        digest = hashlib.sha256()
+        for chunk in content:
+            digest.update(chunk)
+        if digest.hexdigest() != first:
+            raise ObjectGarbled(
+                f"{self._source}/{version.key} (version {version.version_id}) was read twice, and differed.",
+                mend="The run is retried; if it fails again, look at the network, and at the store's disks.",
+            )
 
 
 class _StoppedError(Exception):
@@ -276,6 +298,12 @@ def require_versions(source: Bucket) -> None:
 def versioning_command(bucket: Bucket) -> str:
     """What a person runs so that a bucket keeps versions."""
     return f"aws s3api put-bucket-versioning --bucket {bucket.name} --versioning-configuration Status=Enabled"
+
+
+def _etag_is_digest(version: ObjectVersion, answer: Mapping[str, Any]) -> bool:
+    """Whether the ETag looks like the MD5 of the content: not when it came in parts, or is under somebody's key."""
+    customers = answer.get("SSECustomerAlgorithm") or answer.get("ServerSideEncryption", "AES256") != "AES256"
+    return not customers and re.fullmatch('"?[0-9a-f]{32}"?', version.etag) is not None
 
 
 def _text(header: str) -> str:
