@@ -263,6 +263,7 @@ class Changes:
             session.execute("UPDATE changing.accounts SET balance = balance + %s WHERE id = %s", (amount, taker))
         session.execute("REFRESH MATERIALIZED VIEW changing.totals")
         self.written += 1
+        self._end.wait(0.02)
 
     def _define(self, session: psycopg.Connection, dice: random.Random) -> None:
         name = sql.Identifier("changing", f"new_{dice.randrange(1000)}")
@@ -363,7 +364,7 @@ def spread(zoo: Zoo) -> dict[str, list[str]]:
     with zoo.database.connect(application_name="test") as session:
         relations = list_relations(session)
     # Partitions and heirs go with their parents, owned sequences with their tables.
-    heads = [one for one in (*relations.tables, *relations.sequences) if one.owner is None and not one.ancestors]
+    heads = [one for one in (*relations.lockable, *relations.sequences) if one.owner is None and not one.ancestors]
     odd = [one for one in heads if one.schema in ODD or not re.fullmatch(r"[a-z_0-9]+", one.schema)]
     plain = sorted({one.schema for one in set(heads) - set(odd)} - {"changing"})
     return {

@@ -100,7 +100,7 @@ INSERT INTO shapes.stored SELECT n, 'p', repeat('e' || n, 5000), repeat('c', 100
 
 -- Past every inline limit: out of line, in many chunks.
 CREATE TABLE shapes.long (id int, t text, b bytea);
-INSERT INTO shapes.long VALUES (1, repeat('long ', 2000000), decode(repeat('00ff5c0a', 1000000), 'hex'));
+INSERT INTO shapes.long VALUES (1, repeat('long ', 500000), decode(repeat('00ff5c0a', 400000), 'hex'));
 ALTER TABLE shapes.long ALTER b SET STORAGE EXTERNAL;
 INSERT INTO shapes.long SELECT 2, NULL, b FROM shapes.long;
 
