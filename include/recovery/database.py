@@ -62,13 +62,13 @@ _UNDISTURBED = {
     "default_transaction_read_only": "off",
     "default_transaction_isolation": r"read\ committed",
     "default_transaction_deferrable": "off",
-    "session_replication_role": "origin",
     "statement_timeout": "0",
     "array_nulls": "on",
     "quote_all_identifiers": "off",
     "transform_null_equals": "off",
 }
-_UNDISTURBED_SINCE_17 = {"event_triggers": "off", "transaction_timeout": "0"}
+_UNDISTURBED_SUPERUSER = {"session_replication_role": "origin"}
+_UNDISTURBED_SUPERUSER_SINCE_17 = {"event_triggers": "off", "transaction_timeout": "0"}
 _TRIGGERS_TURNED_OFF = 17_00_00
 _MAPPING_OPTIONS = """
     SELECT option_name FROM pg_user_mappings, pg_options_to_table(umoptions) WHERE srvname = %s AND usename = %s
@@ -361,8 +361,11 @@ def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> PostgresTools:
 def _undisturbed(server: DatabaseLogin) -> str:
     """The options of sessions that restore: those of `server`, and over them what keeps a restore undisturbed."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
+        superuser = session.info.parameter_status("is_superuser") == "on"
         since_17 = session.info.server_version >= _TRIGGERS_TURNED_OFF
-    settings = _UNDISTURBED | (_UNDISTURBED_SINCE_17 if since_17 else {})
+    settings = dict(_UNDISTURBED)
+    if superuser:  # a sample's database has no settings, and its login may not change these
+        settings |= _UNDISTURBED_SUPERUSER | (_UNDISTURBED_SUPERUSER_SINCE_17 if since_17 else {})
     return " ".join([server.options, *(f"-c {name}={value}" for name, value in settings.items())]).strip()
 
 
