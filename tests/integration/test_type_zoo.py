@@ -351,7 +351,6 @@ def policy_with(directory: Path, components: Mapping[str, list[str]]) -> Policy:
         **others,
     }
     document["sources"]["objects"]["references"] = []
-    document["verification"]["sample_components"] = list(components)
     document["barrier"]["backoff"] = "100 ms"
     document["barrier"]["tries"] = 20
     file = directory / "policy.yaml"
