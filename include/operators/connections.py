@@ -6,6 +6,7 @@ federated and instance credentials of an AWS one, refreshed while a long backup 
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
 from include.errors import BackupError
-from include.monitoring.notifications import MailServer
+from include.monitoring.notifications import Channel, MailServer
 from include.pipeline.store import STALL_LIMIT, Bucket
 from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
@@ -83,15 +84,12 @@ def configuration(conn_id: str) -> Configuration:
     return Configuration(Path(_needed(connection, "host (the path of the checkout)", connection.host)))
 
 
-def mail_server(conn_id: str) -> MailServer | None:
-    """The server that an `smtp` connection names, with the provider's extras; None when there is no such connection.
+def mail_server(conn_id: str) -> MailServer:
+    """The server that an `smtp` connection names, with the provider's extras. Raises `ConnectionUnusable`.
 
     TLS from the first byte, unless extra `disable_ssl`; then STARTTLS, unless extra `disable_tls`.
     """
-    try:
-        connection = BaseHook.get_connection(conn_id)
-    except AirflowNotFoundException:
-        return None
+    connection = _connection(conn_id)
     extra = connection.extra_dejson
     wrapped = not extra.get("disable_ssl", False)
     return MailServer(
@@ -102,6 +100,18 @@ def mail_server(conn_id: str) -> MailServer | None:
         password=connection.password or "",
         security="tls" if wrapped else "none" if extra.get("disable_tls", False) else "starttls",
     )
+
+
+def channel(conn_id: str) -> Channel:
+    """The chat or pager whose Apprise URL is a connection's password: Airflow encrypts and masks it there.
+
+    Raises `ConnectionUnusable`.
+    """
+    connection = _connection(conn_id)
+    url = _needed(connection, "password (the channel's Apprise URL)", connection.password)
+    for secret in (url, *re.split(r"[/:@?&=]+", url.partition("://")[2])):
+        mask_secret(secret)  # what talks to the channel may log a part of its URL
+    return Channel(url)
 
 
 def _connection(conn_id: str) -> Connection:

@@ -21,7 +21,7 @@ from include.operators.prepare import (
     ValidateStores,
     VerifyPermissions,
 )
-from include.operators.report import AlertError, ReportStatus, ReportSuccess, Watcher
+from include.operators.report import WATCHER, AlertError, Delivered, ReportStatus, ReportSuccess, Watcher
 from include.operators.verify import RestoreSample, ValidateSizes, VerifyIntegrity
 
 if TYPE_CHECKING:
@@ -175,8 +175,17 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
             backup_type=backup_type,
             doc_md="**R4.6** Which task failed, what happened, how to mend it. Sent at the first failure.",
         )
+        reports: list[BackupStep] = [status, success, alert]
+        (
+            Delivered(
+                task_id="delivered",
+                reports=[report.task_id for report in reports],
+                doc_md="**R4.6** Red in a green run: the backup is good, but somebody could not be told of it.",
+            ).as_teardown(on_failure_fail_dagrun=False)
+            << reports
+        )
     watcher = Watcher(
-        task_id="watcher",
+        task_id=WATCHER,
         doc_md="Fails, and the run with it, when work *or* a teardown failed. A failed teardown alone would not.",
     )
     executed.create >> status

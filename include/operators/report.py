@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 
 from include.errors import BackupError
+from include.operators.places import run_url, runbook_url
 from include.operators.step import CHECK_TIMEOUT, ERROR, BackupStep, Facts
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.monitoring.notifications import Notification
+    from include.monitoring.messages import Notification
+    from include.monitoring.notifications import Way
     from include.operators.run import BackupRun
 
 NOTIFICATIONS = "synapse_notifications"
+WATCHER = "watcher"
+UNEXPLAINED = {
+    "what": "The task ended without a word of its own: it was killed, ran out of time, or met what nobody foresaw.",
+    "mend": "Read its log.",
+}
 
 
 class Report(BackupStep):
-    """A step that tells people something: in the log, and by mail where the connection is there.
+    """A step that tells people something: in the log, by mail, and over the channels that the policy names.
 
-    Telling never fails a backup: what goes wrong with it is a warning in the log and in the XCom.
+    Telling never fails a backup: who could not be told is a warning in the log and in the XCom, and makes `Delivered`
+    red.
 
-    :param connection: the Airflow connection of type `smtp`; without it the log is all. (templated)
+    :param connection: the Airflow connection of type `smtp` that mails go through. (templated)
     """
 
     template_fields: Sequence[str] = (*BackupStep.template_fields, "connection")
@@ -41,22 +50,46 @@ class Report(BackupStep):
         return super()._take(context)
 
     def step(self, run: BackupRun) -> Facts:
-        """Whom it was mailed to, and the warning, if any."""
+        """Who was told, and why the others were not."""
         from include.monitoring.notifications import Notifier  # noqa: PLC0415
-        from include.operators.connections import mail_server  # noqa: PLC0415
 
-        notification = self.notification(run, self._context)
+        recipients = run.policy.notifications.model_dump()
         try:
-            server, unusable = mail_server(self.connection), None
-        except BackupError as error:
-            self.log.warning("Nobody can be mailed: %s", error)
-            server, unusable = None, str(error)
-        delivery = Notifier(run.policy.notifications.model_dump(), server).send(notification)
-        return {"recipients": list(delivery.recipients), "warning": unusable or delivery.warning}
+            notification = self.notification(run, self._context)
+            ways = self._ways(recipients[notification.kind])
+            delivery = Notifier(recipients, ways).send(notification)
+        except Exception as error:  # whatever it is, the backup is as good as it was
+            self.log.exception("Nobody was told.")
+            return {"told": [], "untold": {"everybody": f"{type(error).__name__}: {error}"}}
+        return {"told": list(delivery.told), "untold": dict(delivery.untold)}
 
     @abstractmethod
     def notification(self, run: BackupRun, context: Context) -> Notification:
         """What there is to tell."""
+
+    def _ways(self, recipients: Sequence[str]) -> dict[str, Way | BackupError]:
+        """How each recipient is reached; what is wrong with a connection stands in the place of its way."""
+        from include.monitoring.notifications import MAIL  # noqa: PLC0415
+        from include.operators.connections import channel, mail_server  # noqa: PLC0415
+
+        ways: dict[str, Way | BackupError] = {}
+        for name in {MAIL if "@" in recipient else recipient for recipient in recipients}:
+            try:
+                ways[name] = mail_server(self.connection) if name == MAIL else channel(name)
+            except BackupError as error:
+                ways[name] = error
+        return ways
+
+    def _about_the_run(self, run: BackupRun, context: Context) -> dict[str, object]:
+        """Who asked for the run, the note that they gave it, and when the next one comes by itself."""
+        from croniter import croniter  # noqa: PLC0415
+
+        dag_run = context["dag_run"]
+        asked = {"asked for by": dag_run.triggering_user_name, "note": getattr(dag_run, "note", None)}
+        schedule = getattr(run.policy.backups, self.backup_type).schedule
+        following = croniter(schedule, datetime.now(UTC)).get_next(datetime)
+        given = {name: value for name, value in asked.items() if value}
+        return {**given, "dag run": dag_run.run_id, "next run": f"{following:%Y-%m-%d %H:%M} UTC, unless it is paused"}
 
 
 class ReportStatus(Report):
@@ -71,10 +104,10 @@ class ReportStatus(Report):
 
     def notification(self, run: BackupRun, context: Context) -> Notification:
         """The backup's summary."""
-        from include.monitoring.notifications import Notification  # noqa: PLC0415
+        from include.monitoring.messages import Notification  # noqa: PLC0415
 
-        facts = told(_facts_of(context, self.made_by))
-        return Notification("status_update", f"{run.backup} is made and is being verified", facts)
+        facts = told(_facts_of(context, self.made_by)) | self._about_the_run(run, context)
+        return Notification("status_update", str(run.backup), facts, links=_links(context))
 
 
 class ReportSuccess(Report):
@@ -91,11 +124,11 @@ class ReportSuccess(Report):
 
     def notification(self, run: BackupRun, context: Context) -> Notification:
         """The backup's summary, then the facts of each proof."""
-        from include.monitoring.notifications import Notification  # noqa: PLC0415
+        from include.monitoring.messages import Notification  # noqa: PLC0415
 
         proofs = {task.rpartition(".")[2]: _line(_facts_of(context, task)) for task in self.proved_by}
-        facts = told(_facts_of(context, self.made_by)) | proofs
-        return Notification("success_report", f"{run.backup} succeeded and is verified", facts)
+        facts = told(_facts_of(context, self.made_by)) | proofs | self._about_the_run(run, context)
+        return Notification("success_report", str(run.backup), facts, links=_links(context))
 
 
 class AlertError(Report):
@@ -106,15 +139,45 @@ class AlertError(Report):
 
     def notification(self, run: BackupRun, context: Context) -> Notification:
         """Each task of the run that has failed until now, with its error as the step left it."""
-        from include.monitoring.notifications import Notification  # noqa: PLC0415
+        from include.monitoring.messages import Failure, Notification  # noqa: PLC0415
 
         ti = context["ti"]
         states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
-        facts: dict[str, object] = {"dag run": ti.run_id}
-        for task in sorted(task for task, state in states.items() if state == "failed"):
-            error = ti.xcom_pull(task_ids=task, key=ERROR)
-            facts[task] = f"{error['what']} {error['mend']}" if error else "failed; its log says why"
-        return Notification("error_alert", f"{run.backup} FAILED", facts)
+        failures = []
+        for task in sorted(task for task, state in states.items() if state == "failed" and task != WATCHER):
+            error = ti.xcom_pull(task_ids=task, key=ERROR) or UNEXPLAINED
+            failures.append(Failure(task, error["what"], error["mend"]))
+        links = _links(context, failures[0].task if failures else "")
+        return Notification("error_alert", str(run.backup), self._about_the_run(run, context), tuple(failures), links)
+
+
+class Delivered(BaseOperator):
+    """Red when somebody could not be told: a dead alert channel shows in Airflow without failing the backup.
+
+    A teardown, because a teardown that fails leaves its run green.
+
+    :param reports: the tasks that told people.
+    """
+
+    ui_color = "#f7f1de"
+
+    def __init__(self, *, reports: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**{"execution_timeout": CHECK_TIMEOUT, "retries": 0, **kwargs})
+        self.reports = tuple(reports)
+
+    def execute(self, context: Context) -> dict[str, list[str]]:
+        """Who was told of what; raises `AirflowFailException` naming who was not, and why."""
+        facts = {task: _facts_of(context, task) for task in self.reports}
+        made = {task: each for task, each in facts.items() if each}
+        untold = [f"{whom}: {why}" for each in made.values() for whom, why in each["untold"].items()]
+        if untold:
+            for line in untold:
+                self.log.error("NOT TOLD: %s", line)
+            raise AirflowFailException(
+                f"The backup is not concerned, but somebody was not told. {' '.join(dict.fromkeys(untold))}"
+                " Mend the connection or the policy's notifications, then clear the report's task."
+            )
+        return {task: each["told"] for task, each in made.items()}
 
 
 class Watcher(BaseOperator):
@@ -149,6 +212,16 @@ def told(summary: Mapping[str, Any]) -> dict[str, str]:
         "write stop": f"{summary['write_stop_ms']} ms, locks held {summary['locks_held_ms']} ms",
         "warnings": f"{summary['warnings']}",
     }
+
+
+def _links(context: Context, task: str = "") -> dict[str, str]:
+    """The run (or its failed task) and the runbook, as far as Airflow knows its own address."""
+    ti = context["ti"]
+    links = {
+        "The failed task" if task else "The run": run_url(ti.dag_id, ti.run_id, task),
+        "What to do about it" if task else "The runbook": runbook_url(ti.dag_id, task),
+    }
+    return {name: url for name, url in links.items() if url}
 
 
 def _facts_of(context: Context, task: str) -> Facts:

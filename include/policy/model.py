@@ -34,6 +34,7 @@ from include.policy.quantities import (
     Network,
     Period,
     Prefix,
+    Recipient,
     Share,
     Size,
     Some,
@@ -373,11 +374,11 @@ class Verification(Section):
 
 
 class Notifications(Section):
-    """R4.6: who is told."""
+    """R4.6: who is told, by mail or over a channel."""
 
-    success_report: tuple[Address, ...]
-    error_alert: Some[Address]
-    status_update: tuple[Address, ...]
+    success_report: tuple[Recipient, ...]
+    error_alert: Some[Recipient]
+    status_update: tuple[Recipient, ...]
 
 
 # --- R6 monitoring ---------------------------------------------------------------------------------------------------

@@ -230,6 +230,19 @@ def matching(pattern: str, expected: str) -> Callable[[str], str]:
     return check
 
 
+def check_recipient(text: str) -> str:
+    """Let an e-mail address or an Airflow connection's id pass; raise `PydanticCustomError` at others.
+
+    A channel's URL holds its secret, so it is refused without being told.
+    """
+    if "://" in text:
+        raise refusal("is a URL, which holds a secret.", "Put it into an Airflow connection, and name that one here.")
+    return matching(
+        r"[^@\s]+@[^@\s]+|[A-Za-z0-9_.-]+",
+        "an e-mail address, as in team@example.org, or a channel's Airflow connection, as in synapse_pager",
+    )(text)
+
+
 def parse_network(text: object) -> IPv4Network | IPv6Network:
     """Read "10.0.0.0/8" or "::1/128"; raise `PydanticCustomError` at no network, and at the one that is everybody."""
     try:
@@ -260,6 +273,7 @@ Text = Annotated[str, AfterValidator(not_empty)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Name = Annotated[str, AfterValidator(matching(r"[a-z][a-z0-9_]*", "a name of a-z, 0-9 and _, as in chat_history"))]
 Address = Annotated[str, AfterValidator(matching(r"[^@\s]+@[^@\s]+", "an e-mail address, as in team@example.org"))]
+Recipient = Annotated[str, AfterValidator(check_recipient)]
 Statement = Annotated[
     str, AfterValidator(matching(r"(?is)select\b.*[^;\s]", "one SELECT that ends without a semicolon"))
 ]

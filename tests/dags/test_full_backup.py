@@ -110,7 +110,10 @@ def test_every_task_is_documented_bounded_and_owned(dag: dict[str, Any], tasks: 
 
 
 def test_what_another_try_can_mend_is_tried_again(tasks: dict[str, dict[str, Any]]) -> None:
-    assert {name: task["retries"] for name, task in tasks.items() if task["retries"] != 2} == {"watcher": 0}
+    assert {name: task["retries"] for name, task in tasks.items() if task["retries"] != 2} == {
+        "watcher": 0,
+        "report.delivered": 0,
+    }
 
 
 @pytest.mark.requirement("R4.1", "R4.2")
@@ -156,6 +159,13 @@ def test_success_is_reported_only_when_all_of_it_succeeded(tasks: dict[str, dict
     assert tasks["report.status_update"]["up"] == ["execute.create_backup"]
 
 
+@pytest.mark.requirement("R4.6")
+def test_a_dead_channel_shows_without_failing_the_run(tasks: dict[str, dict[str, Any]]) -> None:
+    delivered = tasks["report.delivered"]
+    assert set(delivered["up"]) == {f"report.{each}" for each in ("status_update", "success_report", "error_alert")}
+    assert (delivered["teardown"], delivered["fails_run"], delivered["down"]) == (True, False, [])
+
+
 @pytest.mark.parametrize("name", ["watcher", "report.error_alert"])
 def test_the_watcher_and_the_alert_see_work_and_teardowns(name: str, tasks: dict[str, dict[str, Any]]) -> None:
     # A set-up must be followed by ALL_SUCCESS; its failure shows in the task after it.
@@ -163,7 +173,7 @@ def test_the_watcher_and_the_alert_see_work_and_teardowns(name: str, tasks: dict
     assert tasks[name]["rule"] == "one_failed"
     assert set(tasks[name]["up"]) == work
     assert {"execute.resume_writes", "remove_temporary_directory"} <= work
-    assert tasks[name]["down"] == []
+    assert set(tasks[name]["down"]) <= {"report.delivered"}
 
 
 @pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)

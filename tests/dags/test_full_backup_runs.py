@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from email import message_from_bytes
-from email.policy import default as email_policy
 from pathlib import Path
 
 import psutil
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import Envelope
 
 from include.backup.sample import turn_of
 from include.backup.verify import check_integrity
@@ -28,6 +23,7 @@ from include.repository.catalog import Catalog
 from include.repository.manifest import Manifest
 from include.sandbox.airflow import AirflowClient, AirflowServices, polls
 from include.sandbox.installation import Installation
+from include.sandbox.mailbox import Mail, Mailbox
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.synapse import Synapse
@@ -55,7 +51,7 @@ class Running:
     services: AirflowServices
     client: AirflowClient
     catalog: Catalog
-    mails: list[Envelope]
+    mails: list[Mail]
     ran: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -118,43 +114,18 @@ def on(
     )
     with ExitStack() as stack:
         stack.callback(installation.synapse.destroy)
-        mailbox = Mailbox()
-        mails = Controller(mailbox, hostname="127.0.0.1", port=free_port())
-        mails.start()
-        stack.callback(mails.stop)
+        mailbox = stack.enter_context(Mailbox(home / "mails"))
         services = AirflowServices(
             home / "airflow",
             metadata=postgres.superuser.with_database(f"airflow{suffix}"),
             connections={
                 **installation.connections(),
-                "synapse_notifications": make_mail_connection(mails.port),
+                "synapse_notifications": mailbox.connection(),
             },
             variables=installation.variables() | SOON_MISSED,
         )
         stack.enter_context(services)
         yield Running(installation, services, services.client(), installation.catalog(), mailbox.mails)
-
-
-class Mailbox:
-    """Keeps every mail."""
-
-    def __init__(self) -> None:
-        self.mails: list[Envelope] = []
-
-    async def handle_DATA(self, server: object, session: object, envelope: Envelope) -> str:  # noqa: N802
-        self.mails.append(envelope)
-        return "250 OK"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def make_mail_connection(port: int) -> dict[str, object]:
-    extra = {"from_email": "backups@synapse.example", "disable_ssl": True, "disable_tls": True}
-    return {"conn_type": "smtp", "host": "127.0.0.1", "port": port, "extra": extra}
 
 
 @pytest.mark.requirement("R1.1", "R2.1", "R2.2", "R2.3", "R4.1", "R4.2", "R4.3", "R4.4", "R4.5", "R4.6")
@@ -190,9 +161,13 @@ def test_a_run_tells_what_it_did(on: Running) -> None:
     assert {record.home for record in verification.newest} == {facts["record"] for facts in proofs.values()}
     assert proofs["sample_restore"]["component"] == turn_of(on.manifest(run), load_policy()).component.name
     assert all(facts["record"] in report for facts in proofs.values())
-    subjects = [subject_of(mail) for mail in on.mails]
-    assert f"{made['id']} succeeded and is verified" in subjects
-    assert f"{made['id']} is made and is being verified" in subjects
+    kinds = {str(mail.message["X-Synapse-Backups"]): mail for mail in on.mails if made["id"] in mail.subject}
+    assert set(kinds) == {"success_report", "status_update"}
+    mailed = kinds["success_report"].text()
+    for fact in (f"{made['stored_bytes'] / 1e6:,.1f} MB", f"{made['seconds']} s", run, "next run", "integrity"):
+        assert fact in mailed
+    [page] = [line.split(": ")[1] for line in mailed.splitlines() if line.startswith("The run: ")]
+    assert page.startswith(f"{on.services.url}/dags/{DAG}/runs/")
     scratch = on.client.xcom(DAG, run, "prepare.create_temporary_directory")["scratch"]
     assert not Path(scratch).exists()
 
@@ -275,15 +250,12 @@ def test_a_run_that_fails_alerts_with_the_mend_and_leaves_nothing(on: Running) -
     assert tasks["watcher"]["state"] == "failed"
     assert tasks["remove_temporary_directory"]["state"] == "success"
     assert on.manifests() == before
-    [alert] = [mail for mail in on.mails if subject_of(mail).endswith("FAILED")]
-    assert alert.rcpt_tos == list(load_policy().notifications.error_alert)
-    text = message_from_bytes(alert.content or b"", policy=email_policy).get_body().get_content()
-    for words in ("prepare.verify_permissions", "can be reached by others", "chmod 600"):
-        assert words in text
-
-
-def subject_of(mail: Envelope) -> str:
-    return str(message_from_bytes(mail.content or b"", policy=email_policy)["Subject"])
+    [alert] = [mail for mail in on.mails if "FAILED at prepare." in mail.subject]
+    assert alert.recipients == load_policy().notifications.error_alert
+    for words in ("prepare.verify_permissions", "can be reached by others", "chmod 600", f"{on.services.url}/runbooks"):
+        assert words in alert.text()
+        assert words in alert.text("html")
+    assert tasks["report.delivered"]["state"] == "success"
 
 
 @only_on_18

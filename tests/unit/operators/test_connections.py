@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from airflow.sdk._shared.secrets_masker import redact
 
 from include.operators import connections
 from include.operators.connections import ConnectionUnusable
@@ -101,9 +102,23 @@ def test_a_mail_server_is_encrypted_unless_it_is_told_not_to_be(
     extra: dict[str, object], security: str, port: int, given: Given
 ) -> None:
     server = connections.mail_server(given(SMTP, {"extra": {"from_email": "backups@synapse.example", **extra}}))
-    assert server is not None
     assert (server.security, server.port) == (security, port)
 
 
-def test_nobody_need_be_mailed() -> None:
-    assert connections.mail_server("absent") is None
+def test_a_channel_is_the_password_of_its_connection_and_is_masked_everywhere(given: Given) -> None:
+    url = "slack://TokenAAAA/TokenBBBB/TokenCCCC"
+    one = connections.channel(given({"conn_type": "generic", "password": url}))
+    assert one.url == url
+    assert "Token" not in repr(one)
+    assert redact(f"posting to {url}, /services/TokenBBBB") == "posting to ***, /services/***"
+
+
+def test_whoever_cannot_be_reached_is_said_so() -> None:
+    for resolve in (connections.mail_server, connections.channel):
+        with pytest.raises(ConnectionUnusable, match="no Airflow connection absent"):
+            resolve("absent")
+
+
+def test_a_channel_without_a_url_is_refused(given: Given) -> None:
+    with pytest.raises(ConnectionUnusable, match="Apprise URL"):
+        connections.channel(given({"conn_type": "generic", "host": "x"}))

@@ -224,6 +224,18 @@ WRONG = {
         "backups.incremental.shipped_within",
         "the RPO could not be kept",
     ),
+    "secret in the policy": Wrong(
+        "status_update: [operations@synapse.example]",
+        "status_update: ['slack://TokenA/TokenB']",
+        "notifications.status_update[0]",
+        "is a URL, which holds a secret. Put it into an Airflow connection",
+    ),
+    "recipient of no kind": Wrong(
+        "status_update: [operations@synapse.example]",
+        "status_update: ['the pager']",
+        "notifications.status_update[0]",
+        "Write an e-mail address, as in team@example.org, or a channel's Airflow connection",
+    ),
     "kept shorter than the samples' rotation": Wrong(
         "retention: 30 days", "retention: 11 days", "verification", "takes 12 components in turn", at="verification:  "
     ),
@@ -409,3 +421,8 @@ def test_the_policy_loads_without_airflow_boto3_or_pandas(tmp_path: Path) -> Non
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "4:00:00"), done.stderr
+
+
+def test_a_refused_secret_is_not_told(edited: Edit) -> None:
+    file = edited(("status_update: [operations@synapse.example]", "status_update: ['slack://TokenA/TokenB']"))
+    assert "Token" not in str(_refused(file))

@@ -1,0 +1,26 @@
+"""Where a person finds things: a run, a task, the page of the runbook that helps, as addresses of Airflow's pages."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from airflow.sdk.configuration import conf
+
+RUNBOOKS = "/runbooks"
+"""Where the plugin serves docs/runbooks/, below Airflow's own address."""
+
+
+def run_url(dag_id: str, run_id: str, task_id: str = "") -> str:
+    """A run, or one task of it; empty when Airflow was not told its own address (`[api] base_url`)."""
+    path = f"/dags/{quote(dag_id, safe='')}/runs/{quote(run_id, safe='')}"
+    return _page(f"{path}/tasks/{quote(task_id, safe='')}" if task_id else path)
+
+
+def runbook_url(dag_id: str, task_id: str = "") -> str:
+    """What to do about a DAG, or about one red task of it; empty as `run_url` is."""
+    return _page(f"{RUNBOOKS}/{quote(dag_id, safe='')}" + (f"#{quote(task_id, safe='')}" if task_id else ""))
+
+
+def _page(path: str) -> str:
+    base = str(conf.get("api", "base_url", fallback="") or "")
+    return f"{base.rstrip('/')}{path}" if base else ""
