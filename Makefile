@@ -6,7 +6,7 @@ MINISTACK := ministack==1.5.33
 AWSCLI := awscli==1.46.3
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --exclude-newer 2026-11-01 --no-emit-index-url
 
-.PHONY: env demo test soak bench lint requirements lock clean
+.PHONY: env demo airflow test soak bench lint requirements lock clean
 
 env: .venv/.built ## the environment, in .venv
 
@@ -22,6 +22,9 @@ env: .venv/.built ## the environment, in .venv
 
 demo: env ## back up a small Synapse, lose it, bring it back, and prove it equal
 	$(BIN)/python -m include.sandbox.demo
+
+airflow: env ## Airflow over a small Synapse, to try, until Ctrl-C
+	@$(BIN)/python -m include.sandbox.tryout
 
 test: env ## the whole suite
 	$(BIN)/python -m pytest

@@ -27,10 +27,21 @@ with DAG(
        proof is kept; one that fails takes the backup out of every plan.
     4. **report**: status update, success report or error alert (R4.6).
 
-    **A run failed?** The alert and the failed task's log say what happened and how to mend it. Then *clear* the run:
-    it has the same backup id, and a backup that was committed already is kept as it is.
+    **It is red?** Writes are not stopped, and the last green backup is as good as it was. Open the first red task: its
+    log ends with *what happened* and *how to mend it*, and its button **Runbook** leads to what helps. Mend it, then
+    *clear* the failed tasks: the run has the same backup id, and a backup that was committed already is kept.
 
-    **Out of schedule?** *Trigger* it: a manual run is a backup of its own, `full-manual-…`.
+    | red | in short |
+    |---|---|
+    | *prepare* | something is missing or may not be used; nothing was touched |
+    | `stop_writes`, `create_backup` | no backup of this slot yet; clear the run as soon as it is mended |
+    | `resume_writes` | **look first**: it could not prove that Synapse's writes are free |
+    | *verify* | the backup is there, and is not to be trusted: trigger another one, then find out why |
+    | `delivered`, in a green run | the backup is good; a mail or chat did not arrive |
+    | `watcher` | only says that another task is red |
+
+    **Out of schedule?** *Trigger* it: a manual run is a backup of its own, `full-manual-…`. What you write into the
+    run's *note* is in its reports. There is nothing else to choose.
 
     **A missed window?** *Backfill* it: the run has the id of its slot.
     """,

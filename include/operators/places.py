@@ -18,7 +18,12 @@ def run_url(dag_id: str, run_id: str, task_id: str = "") -> str:
 
 def runbook_url(dag_id: str, task_id: str = "") -> str:
     """What to do about a DAG, or about one red task of it; empty as `run_url` is."""
-    return _page(f"{RUNBOOKS}/{quote(dag_id, safe='')}" + (f"#{quote(task_id, safe='')}" if task_id else ""))
+    return _page(runbook_path(dag_id, task_id))
+
+
+def runbook_path(dag_id: str, task_id: str = "") -> str:
+    """The same without Airflow's address: enough for a page of Airflow's own."""
+    return f"{RUNBOOKS}/{quote(dag_id, safe='')}" + (f"#{quote(task_id, safe='')}" if task_id else "")
 
 
 def _page(path: str) -> str:

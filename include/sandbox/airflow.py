@@ -30,6 +30,7 @@ POLL_SECONDS = 0.2
 MIGRATED_WITHIN = 120.0
 HEALTHY_WITHIN = 120.0
 REQUEST_SECONDS = 30.0
+ADMIN = "operator"
 ENDED = frozenset({"success", "failed"})
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 """What a service takes from our environment: tools are found by PATH, the rest is set here."""
@@ -104,7 +105,7 @@ class Triggerer(AirflowPart):
 
 
 class AirflowServices:
-    """Airflow's services over the project's `dags/` and `plugins/`, as processes of their own, everybody an admin.
+    """Airflow's services over the project's `dags/` and `plugins/`, as processes of their own, with one user, an admin.
 
     `connections` are by id, as the JSON that `AIRFLOW_CONN_*` takes; `variables` are further environment variables, as
     `BACKUP_KEYRING`. Metadata lie in the PostgreSQL database that `metadata` names, made when it is missing: over
@@ -123,6 +124,8 @@ class AirflowServices:
         triggerer: bool = False,
     ) -> None:
         self.home = home.absolute()
+        self.password = secrets.token_urlsafe(12)
+        """`ADMIN`'s, made anew for every Airflow."""
         self._metadata = metadata
         kinds = (Scheduler, DagProcessor, Triggerer) if triggerer else (Scheduler, DagProcessor)
         self._variables = {
@@ -137,6 +140,7 @@ class AirflowServices:
 
     def __enter__(self) -> Self:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _passwords(self.home).write_text(json.dumps({ADMIN: self.password}))
         with contextlib.ExitStack() as running:
             self._make_database()
             running.enter_context(self._api)  # first: the others are told its port
@@ -162,8 +166,8 @@ class AirflowServices:
         return dict(self._variables)
 
     def client(self) -> AirflowClient:
-        """A client of the REST API."""
-        return AirflowClient(self.url)
+        """A client of the REST API, logged in as `ADMIN`."""
+        return AirflowClient(self.url, ADMIN, self.password)
 
     def pids(self) -> dict[str, int]:
         """The process id of each part, by its command's name. Raises `BackupError` when one does not run."""
@@ -215,10 +219,10 @@ class AirflowClient:
     Whatever waits, waits at most `within` seconds and raises `TimeoutError`; what the API refuses is a `BackupError`.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, user: str, password: str) -> None:
         self._http = httpx.Client(base_url=url, timeout=REQUEST_SECONDS, trust_env=False)
-        answer = self._http.get("/auth/token")  # no password: everybody is an admin in the sandbox
-        self._http.headers["Authorization"] = f"Bearer {answer.raise_for_status().json()['access_token']}"
+        login = _accepted(self._http.post("/auth/token", json={"username": user, "password": password}))
+        self._http.headers["Authorization"] = f"Bearer {login['access_token']}"
 
     def unpause(self, dag_id: str, *, within: float = 60.0) -> None:
         """Let a DAG run, once its file has been read. Its latest slot is then scheduled at once.
@@ -308,6 +312,15 @@ class AirflowClient:
         path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "xcomEntries", key)
         return _accepted(self._http.get(path, params={"deserialize": True}))["value"]
 
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str | None]:
+        """The extra links of a task, by what their buttons say."""
+        path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "links")
+        return dict(_accepted(self._http.get(path))["extra_links"])
+
+    def page(self, url: str) -> str:
+        """The text of one of Airflow's pages, as a logged-in browser gets it."""
+        return self._http.get(url).raise_for_status().text
+
     def import_errors(self) -> dict[str, str]:
         """The DAG files that Airflow could not read, and why."""
         answer = self._http.get("/api/v2/importErrors")
@@ -340,7 +353,8 @@ def _settings(home: Path, dags: Path, metadata: DatabaseLogin) -> dict[str, str]
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__AUTH_MANAGER": manager,
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords(home)),
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(32),
         "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_urlsafe(64),
@@ -350,6 +364,11 @@ def _settings(home: Path, dags: Path, metadata: DatabaseLogin) -> dict[str, str]
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",  # the files do not change here
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
     }
+
+
+def _passwords(home: Path) -> Path:
+    """The file in which Airflow's simple auth manager keeps passwords."""
+    return home / "passwords.json"
 
 
 def _session(process: psutil.Process) -> int | None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from include.backup.full import summary
@@ -23,73 +19,59 @@ from include.repository.manifest import Manifest
 from include.sandbox.airflow import AirflowServices
 from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
-from include.sandbox.postgres import PostgresServer
-from include.sandbox.s3 import S3Server
-from include.sandbox.server import terminated_like_interrupted
+from include.sandbox.mailbox import Mailbox
+from include.sandbox.stage import installed, out, stage, step
 
 DAG = "full_backup"
 RUN_WITHIN = 240.0
-_INHERITED = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
-
-out = Console(highlight=False)
 
 
 def main() -> int:
     """Run the demo; 0 when everything came back equal, 1 when not, 130 when interrupted. Nothing of it stays behind."""
-    directory = Path(tempfile.mkdtemp(prefix="synapse-backups-demo-"))
-    directory.chmod(0o711)  # as root, PostgreSQL runs as somebody else, who must pass
     began = time.monotonic()
     try:
-        with terminated_like_interrupted():
-            equal = _run(directory)
+        with stage("demo") as directory, installed(directory) as installation:
+            equal = _run(directory, installation)
     except KeyboardInterrupt:
         out.print("\nInterrupted: the servers are stopped.")
         return 130
     except (BackupError, TimeoutError) as failure:
         out.print(f"\n[bold red]The demo failed.[/] {failure}")
         return 1
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
     out.print(f"\nThe demo took {time.monotonic() - began:.0f} s, and removed everything it made.")
     return 0 if equal else 1
 
 
-def _run(directory: Path) -> bool:
-    with ExitStack() as servers:
-        with _step("Starting PostgreSQL and two S3 regions"):
-            postgres = servers.enter_context(PostgresServer(directory / "postgres"))
-            primary = servers.enter_context(S3Server(directory / "s3-primary", region="eu-west-1"))
-            replica = servers.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))
-        with _step("Filling Synapse with users, chats, files and configuration"):
-            installation = Installation.make(directory, postgres=postgres, primary=primary, replica=replica)
-            before = installation.synapse.fingerprint()
-        manifest = _back_up(directory / "airflow", installation)
-        with _step("Losing everything: the database, every object, the configuration"):
-            installation.synapse.destroy()
-        with _step("Bringing it back with the break-glass command line"):
-            restored = _restore(installation, manifest)
-        with _step("Comparing every table, object and file with what was lost"):
-            after = installation.synapse.fingerprint()
-        out.print()
-        out.print(_backup_table(manifest))
-        out.print(_proof_table(before, after, restored))
-        for difference in before.difference(after):
-            out.print(f"[red]not equal[/]: {difference}")
-        return before == after
+def _run(directory: Path, installation: Installation) -> bool:
+    before = installation.synapse.fingerprint()
+    manifest = _back_up(directory, installation)
+    with step("Losing everything: the database, every object, the configuration"):
+        installation.synapse.destroy()
+    with step("Bringing it back with the break-glass command line"):
+        restored = _restore(installation, manifest)
+    with step("Comparing every table, object and file with what was lost"):
+        after = installation.synapse.fingerprint()
+    out.print()
+    out.print(_backup_table(manifest))
+    out.print(_proof_table(before, after, restored))
+    for difference in before.difference(after):
+        out.print(f"[red]not equal[/]: {difference}")
+    return before == after
 
 
-def _back_up(home: Path, installation: Installation) -> Manifest:
+def _back_up(directory: Path, installation: Installation) -> Manifest:
     """Let Airflow's scheduler run the DAG's latest slot, and wait for its end."""
-    services = AirflowServices(
-        home,
-        metadata=installation.postgres.superuser.with_database("airflow"),
-        connections=installation.connections(),
-        variables=installation.variables(),
-    )
     with ExitStack() as running:
-        with _step("Starting Airflow"):
+        mailbox = running.enter_context(Mailbox(directory / "mails"))
+        services = AirflowServices(
+            directory / "airflow",
+            metadata=installation.postgres.superuser.with_database("airflow"),
+            connections={**installation.connections(), "synapse_notifications": mailbox.connection()},
+            variables=installation.variables(),
+        )
+        with step("Starting Airflow"):
             running.enter_context(services)
-        with _step(f"Running the DAG {DAG}"):
+        with step(f"Running the DAG {DAG}"):
             client = services.client()
             client.unpause(DAG)
             run = client.wait_for_run(DAG, "scheduled", within=60.0)
@@ -179,15 +161,6 @@ def _proof_table(before: Fingerprint, after: Fingerprint, restored: dict[str, An
 
 def _sizes(raw: int, stored: int) -> tuple[str, str, str]:
     return f"{raw / 1e6:,.1f}", f"{stored / 1e6:,.1f}", f"{raw / stored:.2f}" if stored else "-"
-
-
-@contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Say what is being done, and how long it took once it is done."""
-    began = time.monotonic()
-    out.print(f"[bold]·[/] {what} …")
-    yield
-    out.print(f"  [dim]{time.monotonic() - began:.1f} s[/]")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_every_volume_and_mounted_directory_exists(compose: dict[str, Any]) -> N
     named = {source for source in sources if re.fullmatch(r"\w+", source)}
     assert named == set(compose["volumes"])
     ours = {source for source in sources if source.startswith("./")}
-    assert ours == {"./dags", "./plugins", "./include"}
+    assert ours == {"./dags", "./plugins", "./include", "./docs"}
     assert all((ROOT / source).is_dir() for source in ours)
 
 

@@ -1,0 +1,53 @@
+"""What `make demo` and `make airflow` stand on: a directory, servers, an installation; all gone when it is over."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from include.sandbox.installation import Installation
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sandbox.server import terminated_like_interrupted
+
+out = Console(highlight=False)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[Path]:
+    """A directory for everything, removed at the end; inside the block every signal to end is a `KeyboardInterrupt`."""
+    directory = Path(tempfile.mkdtemp(prefix=f"synapse-backups-{name}-"))
+    directory.chmod(0o711)  # as root, PostgreSQL runs as somebody else, who must pass
+    try:
+        with terminated_like_interrupted():
+            yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def installed(directory: Path) -> Iterator[Installation]:
+    """PostgreSQL, two S3 regions, and a seeded Synapse on them."""
+    with ExitStack() as servers:
+        with step("Starting PostgreSQL and two S3 regions"):
+            postgres = servers.enter_context(PostgresServer(directory / "postgres"))
+            primary = servers.enter_context(S3Server(directory / "s3-primary", region="eu-west-1"))
+            replica = servers.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))
+        with step("Filling Synapse with users, chats, files and configuration"):
+            installation = Installation.make(directory, postgres=postgres, primary=primary, replica=replica)
+        yield installation
+
+
+@contextmanager
+def step(what: str) -> Iterator[None]:
+    """Say what is being done, and how long it took once it is done."""
+    began = time.monotonic()
+    out.print(f"[bold]·[/] {what} …")
+    yield
+    out.print(f"  [dim]{time.monotonic() - began:.1f} s[/]")
