@@ -100,6 +100,7 @@ def test_an_operator_in_a_browser(sandbox_directory: Path) -> None:
     with standing(sandbox_directory, signal.SIGINT) as tryout, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(1000 * LONGEST)
         page.goto(tryout.url)
         page.fill("input[name=username]", tryout.user)
         page.fill("input[name=password]", tryout.password)
