@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import random
@@ -333,3 +334,17 @@ def test_what_is_stored_has_no_floating_point(keyring: Keyring) -> None:
 
     stored = record().sealed(keyring)
     assert json.loads(stored, parse_float=refuse)["attempt"] == ATTEMPT
+
+
+def test_a_stranger_can_prove_a_record_with_the_format_and_a_public_key_alone(keyring: Keyring) -> None:
+    written = record(proof=SAMPLE, subject="user_data")
+    document = json.loads(written.sealed(keyring))
+    signature = document.pop("signature")
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+    keyring.signing_keys[signature["key"]].public.verify(
+        base64.b64decode(signature["ed25519"]), b"synapse-backups verification record 1\n" + canonical
+    )
+    when = datetime.fromisoformat(document["when"]).strftime("%Y%m%dT%H%M%S.%fZ")
+    name = f"{when}-{document['proof']}-{document['subject']}-{document['nonce']}.json"
+    assert f"verification/{document['backup']}/{name}" == written.home
