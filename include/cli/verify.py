@@ -51,9 +51,12 @@ def verify(
         f"{manifest.id} is whole: {whole['artifacts']} artifacts and {whole['objects']:,} objects, "
         f"{megabytes(whole['raw_bytes'])} from {megabytes(whole['stored_bytes'])} stored, in {whole['seconds']} s."
     )
-    OUT.print(
-        f"Its sizes fit its source, and the {sizes['compared_with']} backups before it that it was compared with."
-    )
+    if "shrunk" in sizes:
+        OUT.print(f"Its sizes fit its source; that it shrank was accepted: {escape(sizes['shrunk'])}.", soft_wrap=True)
+    elif sizes["compared_with"]:
+        OUT.print(f"Its sizes fit its source, and nothing shrank: compared with {sizes['compared_with']} before it.")
+    else:
+        OUT.print("Its sizes fit its source; there is no backup before it to compare it with.")
     if turn:
         OUT.print(f"Its {escape(turn.component.name)} was restored, and is equal.")
 
