@@ -16,6 +16,8 @@ from include.recovery.opened import OpenedBackup
 from include.repository.contents import REPOSITORY_BUNDLE
 from include.sources.configuration import unpack
 
+_SHA256_DIGITS = 64
+
 
 class ConfigurationRefused(BackupError):
     """The configuration does not come back as it was."""
@@ -31,6 +33,16 @@ def restore_configuration(backup: OpenedBackup, target: Path) -> str:
         raise TargetNotEmpty(
             f"{target} exists and is not empty.", mend="Name another directory, or move this one away."
         )
+    try:
+        return _restore_beside(backup, target)
+    except OSError as error:
+        raise ConfigurationRefused(
+            f"The configuration could not be written to {target}: {error.strerror}.",
+            mend="Make room there and let this user write, or name another directory.",
+        ) from None
+
+
+def _restore_beside(backup: OpenedBackup, target: Path) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         bundle, checkout = Path(scratch) / "bundle", Path(scratch) / "checkout"
@@ -47,7 +59,8 @@ def restore_configuration(backup: OpenedBackup, target: Path) -> str:
 def _clone(bundle: Path, checkout: Path, backup: OpenedBackup) -> str:
     """All refs of the bundle, the branch of the time checked out, and no remote that points at a temporary file."""
     expected = backup.manifest.consistency_point.configuration_commit
-    _git("init", "--quiet", "--initial-branch=synapse-backups-none", str(checkout))
+    hashed = "sha256" if len(expected) == _SHA256_DIGITS else "sha1"
+    _git(*("init", "--quiet", f"--object-format={hashed}", "--initial-branch=synapse-backups-none"), str(checkout))
     _git("-C", str(checkout), "fetch", "--quiet", "--update-head-ok", str(bundle), "+refs/*:refs/*")
     branch = backup.manifest.configuration.branch
     if branch:
@@ -93,6 +106,6 @@ def _git(*arguments: str) -> str:
     if done.returncode:
         raise ConfigurationRefused(
             f"The configuration does not come back: `git {' '.join(arguments[:3])} …` said {done.stderr.strip()!r}.",
-            mend="Nothing was put in place. Try again; if it fails again, use another backup.",
+            mend="Nothing was put in place. Make room if there is none, try again, and else use another backup.",
         )
     return done.stdout

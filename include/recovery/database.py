@@ -256,8 +256,14 @@ class _Restore:
     def _spooled(self, artifact: str, directory: Path) -> Path:
         """A dump on disk: pg_restore reads a table of contents twice, or jumps in it, only in a file."""
         path = directory / artifact.replace("/", "-")
-        with path.open("wb") as file:
-            file.writelines(self._backup.read(artifact))
+        try:
+            with path.open("wb") as file:
+                file.writelines(self._backup.read(artifact))
+        except OSError as error:
+            raise BackupError(
+                f"{path} could not be written: {error.strerror}.",
+                mend="Make room there, or name another directory for temporary files.",
+            ) from None
         return path
 
     def _must_have_large_objects(self) -> None:
