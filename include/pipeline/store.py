@@ -47,6 +47,16 @@ _LONGEST_BACKOFF = 31.0
 _READS = 3
 """How often an answer is asked for that was cut after it had begun: the client itself does not ask again for a body."""
 
+_MENDS = {
+    "NoSuchBucket": "Check the bucket's name, or create it.",
+    "ExpiredToken": "Renew the credentials: they were given for a time, which is over.",
+    "InvalidAccessKeyId": "Correct the access key in the credentials: the store does not know it.",
+    "SignatureDoesNotMatch": "Correct the secret key in the credentials: it is not this access key's.",
+    "RequestTimeTooSkewed": "Set this machine's clock: the store does not believe it.",
+    "QuotaExceeded": "Raise the quota of the bucket or of its owner, or make room.",
+}
+"""What a person does about the store's own words; other words get the general advice."""
+
 
 class StoreError(BackupError):
     """The object store refused, or did not answer."""
@@ -352,8 +362,8 @@ class Bucket:
                     mend="It was cut or replaced: use the replica's copy or another backup.",
                 ) from error
             raise (NotAllowed if code in _DENIED else StoreError)(
-                f"Could not {verb} {place}: {code} {answer}",
-                mend="Check the endpoint, the credentials and what they are allowed to do.",
+                f"Could not {verb} {place}: {code} {answer}".rstrip(". ") + ".",
+                mend=_MENDS.get(code, "Check the endpoint, the credentials and what they are allowed to do."),
             ) from error
         except ResponseParserError as error:
             raise StoreError(
