@@ -126,7 +126,10 @@ class Configuration:
         yield bytes(-member.size % tarfile.BLOCKSIZE)
 
     def _stays_inside(self, link: Path) -> bool:
-        return not link.readlink().is_absolute() and link.resolve().is_relative_to(self.checkout.resolve())
+        try:
+            return not link.readlink().is_absolute() and link.resolve().is_relative_to(self.checkout.resolve())
+        except (OSError, RuntimeError):  # it leads back to itself, which opening it says better
+            return False
 
     def require_readable(self, files: Sequence[Path]) -> None:
         """Prove that each of the files can be opened; raises `ConfigurationError` for the first that cannot."""
