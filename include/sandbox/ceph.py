@@ -13,7 +13,8 @@ import shutil
 import signal
 import subprocess
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -173,6 +174,20 @@ class CephGateway:
         client.create_bucket(Bucket=name)
         client.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         return name
+
+    @contextmanager
+    def user(self, *, quota_bytes: int) -> Iterator[boto3.Session]:
+        """A session of another user, whose buckets hold so many bytes at most together; both are gone at the end."""
+        name, access_key, secret_key = secrets.token_hex(4), secrets.token_hex(10).upper(), secrets.token_hex(20)
+        administer = ("radosgw-admin", "--ms-mon-client-mode=crc", f"--uid={name}")
+        keys = (f"--access-key={access_key}", f"--secret-key={secret_key}")
+        self._run(*administer, "user", "create", f"--display-name={name}", *keys)
+        self._run(*administer, "quota", "set", "--quota-scope=user", f"--max-size={quota_bytes}")
+        self._run(*administer, "quota", "enable", "--quota-scope=user")
+        try:
+            yield boto3.Session(access_key, secret_key, region_name=self.region)
+        finally:
+            self._run(*administer, "user", "rm", "--purge-data")
 
     def _configure(self, monitor: int) -> None:
         fsid = str(uuid.uuid4())
