@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from include.backup.checks import database, store
 from include.backup.checks.check import NotReady, Remark
+from include.cli.__main__ import app
 from include.cli.connections import Connections
 from include.pipeline.store import Bucket
 from include.policy import load_policy
@@ -32,16 +34,10 @@ OURS = {"s3cmd", "object lock"}
 
 
 def doctor(environment: dict[str, str], *arguments: str) -> tuple[int, dict[tuple[str, str], dict[str, Any]]]:
-    done = subprocess.run(
-        [sys.executable, "-m", "include.cli", *arguments, "--json"],
-        env={"PATH": os.environ["PATH"], **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout, done.stderr
-    return done.returncode, {(each["subject"], each["check"]): each for each in json.loads(done.stdout)}
+    """Run it; its exit code and its findings."""
+    done = CliRunner().invoke(app, [*arguments, "--json"], env=environment)
+    assert done.stdout, done.output
+    return done.exit_code, {(each["subject"], each["check"]): each for each in json.loads(done.stdout)}
 
 
 def worker(installation: Installation, **changes: dict[str, object] | None) -> dict[str, str]:
@@ -87,6 +83,21 @@ def test_a_sound_installation_is_told_so_and_nothing_is_left_behind(installation
     }
     assert findings["primary", "conditional writes"]["facts"] == {"conditional_writes": True}
     assert everything_in(bucket) == before
+
+
+def test_a_person_gets_a_table_and_the_mends(installation: Installation, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "include.cli", "doctor"],
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **worker(installation), "BACKUP_SCRATCH": "/dev/null/no"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1, done.stderr
+    for words in ("dump login", "rotation_due", "failed  disk", "next: Let this user write there", "1 failed"):
+        assert words in " ".join(done.stdout.split()).replace("failed disk", "failed  disk"), words
 
 
 def test_a_settings_file_is_as_good_as_variables_and_must_be_whole(installation: Installation, tmp_path: Path) -> None:
