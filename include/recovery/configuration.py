@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
@@ -36,7 +37,7 @@ def restore_configuration(backup: OpenedBackup, target: Path) -> str:
     try:
         return _restore_beside(backup, target)
     except OSError as error:
-        raise ConfigurationRefused(
+        raise BackupError(
             f"The configuration could not be written to {target}: {error.strerror}.",
             mend="Make room there and let this user write, or name another directory.",
         ) from None
@@ -103,9 +104,14 @@ def _git(*arguments: str) -> str:
     # Nobody's own settings (line endings, templates, hooks) may change what comes back.
     environment = {**child_environment(), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, env=environment, check=False)
+    if done.returncode and os.strerror(errno.ENOSPC) in done.stderr:
+        raise BackupError(
+            f"The configuration could not be written: `git {' '.join(arguments[:3])} …` said {done.stderr.strip()!r}.",
+            mend="Nothing was put in place. Make room there, or name another directory.",
+        )
     if done.returncode:
         raise ConfigurationRefused(
             f"The configuration does not come back: `git {' '.join(arguments[:3])} …` said {done.stderr.strip()!r}.",
-            mend="Nothing was put in place. Make room if there is none, try again, and else use another backup.",
+            mend="Nothing was put in place. Try again; if it fails again, use another backup.",
         )
     return done.stdout

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,8 @@ from include.backup.application import Application
 from include.backup.checks import database
 from include.backup.checks.check import Remark
 from include.backup.full import make_full_backup, stop_writes
-from include.backup.verify import check_integrity, check_sizes, restore_sample
+from include.backup.sample import named, turn_of
+from include.backup.verify import check_integrity, check_sizes, prove_sample
 from include.errors import BackupError
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keys import Keyring
@@ -40,7 +40,7 @@ from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
 from include.policy import Policy, load_policy
 from include.recovery.configuration import restore_configuration
-from include.recovery.database import restore_database
+from include.recovery.database import restore_database, restore_sample
 from include.recovery.objects import restore_objects
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
@@ -280,8 +280,8 @@ def open_keyring(setup: Setup) -> Iterator[Setup]:
 
 @contextmanager
 def full_disk(setup: Setup) -> Iterator[Setup]:
-    with small_disk(setup.directory / "full") as full:
-        yield replace(setup, directory=full)
+    needed = POLICY.preparation.model_copy(update={"minimum_free_bytes": 1 << 62})
+    yield replace(setup, policy=POLICY.model_copy(update={"preparation": needed}))
 
 
 @contextmanager
@@ -376,7 +376,7 @@ BAD: dict[str, tuple[Spoil, Sequence[str]]] = {
     "unknown access key": (unknown_key, ["InvalidAccessKeyId", "credentials"]),
     "no keyring": (missing_keyring, ["nowhere.json", "No such file", "BACKUP_KEYRING", "escrow"]),
     "a keyring for all": (open_keyring, ["keyring.json", "0644", "chmod 600"]),
-    "full disk": (full_disk, ["full", "GB free", "preparation.minimum_free_bytes"]),
+    "full disk": (full_disk, ["The disk of", "GB free", "preparation.minimum_free_bytes"]),
     "older tools": (older_tools, ["18", "15 in /usr/lib/postgresql/15/bin", "Install the PostgreSQL 18 client"]),
     "no commits": (checkout(no_commits), ["checkout", "no commits", "Commit"]),
     "no repository": (checkout(no_repository), ["not a git repository", "Check that the path"]),
@@ -385,7 +385,7 @@ BAD: dict[str, tuple[Spoil, Sequence[str]]] = {
 }
 STOPPED_BY_PREPARE_ALONE = {
     "write-only",  # what would be made is a whole backup; only that it was committed cannot be read back
-    "full disk",  # a creation streams: a few files of git's are all that it puts on the disk
+    "full disk",  # a creation streams: the few files that it makes may well find room
 }
 
 
@@ -477,7 +477,9 @@ def test_a_sample_cannot_be_restored_by_a_login_that_makes_no_database(
     scratch = setup.installation.scratch
 
     def sample() -> None:
-        restore_sample(catalog, BACKUP, POLICY, server=scratch, day=date(2026, 11, 22), scratch=setup.directory)
+        with Progress("sample", scratch=setup.directory) as progress:
+            opened = OpenedBackup(catalog, manifest, policy=POLICY.pipeline, progress=progress)
+            restore_sample(opened, "billing", server=scratch, scratch=setup.directory)
 
     with setup.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
         session.execute(f"ALTER ROLE {scratch.user} NOCREATEDB".encode())
@@ -838,13 +840,9 @@ def test_nothing_at_all_is_backed_up_and_comes_back(
             made, catalog = empty.create(), empty.catalog()
             check_integrity(catalog, NEXT, policy, scratch=setup.directory)
             check_sizes(catalog, NEXT, policy, scratch=setup.directory)
-            for day in (22, 23):
-                restore_sample(
-                    *(catalog, NEXT, policy),
-                    server=installation.scratch,
-                    day=date(2026, 11, day),
-                    scratch=setup.directory,
-                )
+            for turn in (turn_of(made, policy), named(made, policy, "unclassified_database")):
+                scratch = {"server": installation.scratch, "source": files, "scratch": setup.directory}
+                assert prove_sample(catalog, made, policy, turn, **scratch)["record"]
             with Progress("restore", scratch=setup.directory) as progress:
                 opened = OpenedBackup(catalog, made, policy=policy.pipeline, progress=progress)
                 back = restore_database(opened, server=server, name="nothing_again", scratch=setup.directory)
