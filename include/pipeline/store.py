@@ -523,18 +523,19 @@ class Upload:
 
 def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_flight: int) -> Iterator[bytes]:
     """The bytes of each `(key, start, end)` in order, with `in_flight` on their way: one GET does not fill a link."""
-    with ThreadPoolExecutor(in_flight, thread_name_prefix="fetch") as pool:
-        coming: deque[Future[bytes]] = deque()
-        try:
-            for key, start, end in ranges:
-                coming.append(pool.submit(bucket.read_range, key, start, end))
-                if len(coming) > in_flight:
-                    yield coming.popleft().result()
-            while coming:
+    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fetch")
+    coming: deque[Future[bytes]] = deque()
+    try:
+        for key, start, end in ranges:
+            coming.append(pool.submit(bucket.read_range, key, start, end))
+            if len(coming) > in_flight:
                 yield coming.popleft().result()
-        finally:
-            for future in coming:
-                future.cancel()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        # Whoever refuses the bytes abandons this, and the garbage collector may end it in the midst of anything: inside
+        # the client's own locks, which a request that is still on its way needs. So nothing is waited for.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _checksum(body: bytes) -> str:

@@ -302,6 +302,27 @@ def test_ranges_come_in_order_and_no_more_than_asked_are_on_their_way() -> None:
     assert ahead <= 4
 
 
+def test_an_abandoned_fetch_waits_for_no_request() -> None:
+    """The garbage collector may end it while this very thread holds what the request needs to come to its end."""
+    held = threading.Event()
+
+    class Held:
+        def read_range(self, key: str, start: int, end: int) -> bytes:
+            if start:
+                held.wait(60)
+            return b"x"
+
+    fetched = fetch_ranges(Held(), iter([("key", n, n + 1) for n in range(9)]), in_flight=2)
+    assert next(fetched) == b"x"
+    ending = threading.Thread(target=fetched.close, daemon=True)
+    ending.start()
+    ending.join(10)
+    try:
+        assert not ending.is_alive()
+    finally:
+        held.set()
+
+
 class CutProxy:
     """Passes bytes on between a client and the store, and cuts the first answers of which it saw so many bytes."""
 
