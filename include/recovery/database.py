@@ -11,18 +11,38 @@ import re
 import secrets
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
-from include.pipeline.process import child_environment, run_sink
+from include.pipeline.process import SinkFailed, child_environment, run_sink
 from include.recovery.opened import OpenedBackup
+from include.recovery.replacement import swap_databases
+from include.recovery.selection import (
+    ALWAYS_LEFT_OUT,
+    FOREIGN_KEY,
+    NAMED_WHEN_LEFT_OUT,
+    REFRESH,
+    Part,
+    choose_part,
+    drop_surplus,
+    entries_at_once,
+    entries_of,
+    known_components,
+    loose_sequences,
+    named_when_left_out,
+    normal,
+    possible_foreign_keys,
+    qualified,
+    without,
+)
 from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, SETTINGS, component_dump
 from include.sources.postgres.inventory import (
     Inventory,
@@ -35,11 +55,14 @@ from include.sources.postgres.login import DatabaseLogin
 from include.sources.postgres.relations import CATCH_ALL, list_relations
 from include.sources.postgres.tools import PostgresTools, find_tools
 
+if TYPE_CHECKING:
+    from include.recovery.selection import Session
+
 log = logging.getLogger(__name__)
 
 APPLICATION = "synapse-backups"
 
-_INDEX_JOBS = 2
+_SIDE_BY_SIDE = "--jobs=2"
 _DIFFERENCES_TOLD = 5
 _IDENTIFIER = r"(?:\"(?:[^\"]|\"\")+\"|[^\s;\"]+)"
 _ABOUT = re.compile(
@@ -76,6 +99,11 @@ _MAPPING_OPTIONS = """
 _OF_THE_DATABASE = re.compile(
     r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) \S+ DATABASE) "
 )
+_IN_TABLESPACE = re.compile(rf" TABLESPACE = {_IDENTIFIER};$")
+_UNOWNED = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-tablespaces")
+
+# pg_restore sets it from 17 on whatever the server is, and a server before 17 does not know it.
+_UNKNOWN_SETTING, _KNOWN_SINCE = '"transaction_timeout"', 17
 
 _EVENT_TRIGGER = re.compile(r"^\d+; \d+ \d+ (?:(?:COMMENT|SECURITY LABEL) \S+ )?EVENT TRIGGER ")
 
@@ -90,27 +118,58 @@ class RestoreDiffers(BackupError):
 
 @dataclass(frozen=True)
 class RestoredDatabase:
-    """A database that was restored and proved: its name, what it holds, and what could not come along."""
+    """A database that was restored and proved.
+
+    Its name, what it holds, readable names of what could not come along, and the name under which the one that had the
+    name before is kept.
+    """
 
     name: str
     tables: int
     rows: int
+    left_out: tuple[str, ...] = ()
+    replaced: str | None = None
 
 
-def restore_database(backup: OpenedBackup, *, server: DatabaseLogin, name: str, scratch: Path) -> RestoredDatabase:
+def restore_database(
+    backup: OpenedBackup, *, server: DatabaseLogin, name: str, scratch: Path, keep_as: str | None = None
+) -> RestoredDatabase:
     """Bring the whole database back as `name` on `server` (a superuser's login), roles included.
 
-    Everything is restored under a scratch name, compared table by table with the inventory, and renamed at the end:
-    until then no database is called `name`. A restore that fails removes the scratch one. Raises `DatabaseExists`,
-    `RestoreDiffers`, or whatever stopped it.
+    Everything is restored under a scratch name, compared table by table with the inventory, and renamed at the end. A
+    restore that fails removes the scratch one. A database that has the name already is left alone, unless `keep_as`
+    says what to call it: then its sessions are ended at the very end, and both are renamed at once. Raises
+    `DatabaseExists`, `RestoreDiffers`, or whatever stopped it.
+    """
+    if taken := _exists(server, name):
+        _may_be_replaced(server, name, keep_as)
+    restore = _Restore(backup, server, name, scratch)
+    return restore.run(keep_as if taken else None)
+
+
+def restore_part(
+    backup: OpenedBackup,
+    *,
+    server: DatabaseLogin,
+    name: str,
+    scratch: Path,
+    components: Sequence[str] = (),
+    tables: Sequence[str] = (),
+) -> RestoredDatabase:
+    """Bring some components or tables back as a new database `name`: to look at, compare with, and copy from.
+
+    `tables` are names or shell globs over `schema.table`, as in the policy: a parent's name means its partitions. They
+    come with their types, functions, indexes, constraints, triggers and sequences, belong to the login, and are
+    compared with the inventory; `left_out` of the answer says what could not come along, such as a foreign key to a
+    table that was not asked for. Roles are not touched. Raises `NothingMatches`, `DatabaseExists`, `RestoreDiffers`.
     """
     if _exists(server, name):
         raise DatabaseExists(
             f"The database {name} exists already on {server.host}:{server.port}.",
-            mend="Restore under another name, or rename the one that is there.",
+            mend="Name another: a part of a database takes the place of none. Its rows can be copied from there.",
         )
     restore = _Restore(backup, server, name, scratch)
-    return restore.run()
+    return restore.part(components, tables)
 
 
 def restore_sample(backup: OpenedBackup, component: str, *, server: DatabaseLogin, scratch: Path) -> RestoredDatabase:
@@ -130,12 +189,12 @@ class _Restore:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
         self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
-        self._tools = _tools_for(backup, server)
+        self._tools, self._server_major = _tools_for(backup, server)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
         self._components: dict[str, list[str]] = document["components"]
 
-    def run(self) -> RestoredDatabase:
+    def run(self, keep_as: str | None) -> RestoredDatabase:
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as directory:
             pre_data = self._spooled(PRE_DATA, Path(directory))
             post_data = self._spooled(POST_DATA, Path(directory))
@@ -146,24 +205,118 @@ class _Restore:
                 self._restore_user_mappings()
                 self._restore_rows()
                 awake, asleep = self._without_event_triggers(post_data)
-                self._run_restore(post_data, f"--jobs={_INDEX_JOBS}", f"--use-list={asleep}")
+                self._run_restore(post_data, _SIDE_BY_SIDE, f"--use-list={asleep}")
                 with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
                     restored = take_inventory(session, list_relations(session))
                 self._must_equal(compare(self._inventory, restored))
                 self._run_restore(post_data, f"--use-list={awake}")
-                self._execute([f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"])
+                self._put_in_place(keep_as)
             except BaseException:
                 self._drop()
                 raise
-        return RestoredDatabase(self._name, len(restored.tables), restored.rows)
+        return RestoredDatabase(self._name, len(restored.tables), restored.rows, replaced=keep_as)
+
+    def part(self, components: Sequence[str], tables: Sequence[str]) -> RestoredDatabase:
+        """Rows come before indexes, and both while the whole schema is there: what is left out is dropped afterwards.
+
+        So PostgreSQL says what hangs on it, and what is asked for is restored as it is in a whole restore.
+        """
+        there = [name for name, held in self._components.items() if held or self._backup.has(component_dump(name))]
+        components = known_components(components, there, what="tables")
+        with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as directory:
+            pre_data = self._spooled(PRE_DATA, Path(directory))
+            post_data = self._spooled(POST_DATA, Path(directory))
+            try:
+                self._create_unowned(pre_data)
+                self._run_entries(pre_data, without(listed := self._list(pre_data), "USER MAPPING"))
+                left_out = [*ALWAYS_LEFT_OUT, *self._named_when_left_out(pre_data, listed)]
+                with self._login.connect(application_name=APPLICATION, autocommit=True) as session:
+                    part = self._choose(session, components, tables, Path(directory))
+                    self._restore_rows_of(part, components)
+                    self._set_sequences(session, part)
+                    listed = self._list(post_data)
+                    self._run_entries(post_data, entries_at_once(listed), _SIDE_BY_SIDE)
+                    left_out += [*self._large_objects_left_out(components), *part.without_rows()]
+                    left_out += drop_surplus(session, part)
+                    left_out += self._restore_foreign_keys(post_data, listed, part)
+                    left_out += self._named_when_left_out(post_data, listed, part)
+                    self._refresh(session, post_data, listed)
+                    restored = Inventory(table_contents(session, part.tables), {})
+                    differences = compare(self._inventory, restored, restored.tables.keys())
+                self._must_equal(differences)
+                if CATCH_ALL in components:
+                    self._must_have_large_objects()
+                self._put_in_place(None)
+            except BaseException:
+                self._drop()
+                raise
+        return RestoredDatabase(self._name, len(restored.tables), restored.rows, tuple(left_out))
+
+    def _choose(self, session: Session, components: Sequence[str], tables: Sequence[str], directory: Path) -> Part:
+        relations = list_relations(session)
+        named = {table for component in components for table in self._components[component]}
+        for dump in map(component_dump, components):
+            if self._backup.has(dump):
+                named |= loose_sequences(self._list_stream(dump, directory), relations)
+        return choose_part(session, relations, tables, named=named)
+
+    def _restore_rows_of(self, part: Part, components: Sequence[str]) -> None:
+        """A component that was asked for comes whole; of another one the tables that were, a schema at a time."""
+        whole = [dump for dump in map(component_dump, components) if self._backup.has(dump)]
+        wanted: dict[tuple[str, str], list[str]] = {}
+        for component, held in self._components.items():
+            for table in part.tables:
+                if component not in components and str(table) in held:
+                    wanted.setdefault((component_dump(component), table.schema), []).append(f"--table={table.name}")
+        with ThreadPoolExecutor(self._backup.policy.streams_at_once, thread_name_prefix="restore") as pool:
+            results = [pool.submit(self._pipe, dump, *_UNOWNED) for dump in whole]
+            results += [
+                pool.submit(self._pipe, dump, *_UNOWNED, f"--schema={schema}", *named)
+                for (dump, schema), named in wanted.items()
+            ]
+            for result in results:
+                result.result()
+
+    def _set_sequences(self, session: Session, part: Part) -> None:
+        """As the consistency point recorded them: a sequence may be in another component's dump than its table."""
+        for sequence in part.sequences:
+            if state := self._inventory.sequences.get(str(sequence)):
+                session.execute(
+                    "SELECT setval(%s::regclass, %s, %s)", (qualified(sequence), state.last_value, state.is_called)
+                )
+
+    def _large_objects_left_out(self, components: Sequence[str]) -> list[str]:
+        held = self._inventory.large_objects
+        return [f"large objects: {held.count}"] if held and held.count and CATCH_ALL not in components else []
+
+    def _restore_foreign_keys(self, post_data: Path, listed: Sequence[str], part: Part) -> list[str]:
+        entries = entries_of(listed, "FK CONSTRAINT")
+        keys = [one for one in self._statements_of(post_data, entries) if FOREIGN_KEY.match(one)]
+        possible, left_out = possible_foreign_keys(keys, part)
+        self._run_entries(
+            post_data, [entry for entry, can in zip(entries, possible, strict=True) if can], _SIDE_BY_SIDE
+        )
+        return left_out
+
+    def _named_when_left_out(self, dump: Path, listed: Sequence[str], part: Part | None = None) -> list[str]:
+        entries = entries_of(listed, *NAMED_WHEN_LEFT_OUT)
+        return list(named_when_left_out(self._statements_of(dump, entries), part.kept if part else ()))
+
+    def _refresh(self, session: Session, post_data: Path, listed: Sequence[str]) -> None:
+        """Fill the materialized views that are still there, and had rows."""
+        there = {qualified(view) for view in list_relations(session).of_kind("materialized view")}
+        entries = entries_of(listed, "MATERIALIZED VIEW DATA")
+        names = [found["name"] for one in self._statements_of(post_data, entries) if (found := REFRESH.match(one))]
+        self._run_entries(
+            post_data, [entry for entry, name in zip(entries, names, strict=True) if normal(name) in there]
+        )
 
     def sample(self, component: str) -> RestoredDatabase:
-        unowned = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-tablespaces")
         expected = frozenset(self._components[component])
         try:
             self._execute([f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0{self._encoding()}"])
-            self._pipe(PRE_DATA, *unowned)
-            self._pipe(component_dump(component), *unowned)
+            self._pipe(PRE_DATA, *_UNOWNED)
+            self._pipe(component_dump(component), *_UNOWNED)
             with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
                 tables = [table for table in list_relations(session).tables if str(table) in self._inventory.tables]
                 restored = Inventory(table_contents(session, tables), {})
@@ -195,23 +348,30 @@ class _Restore:
         self._execute(wanted)
 
     def _create_as_it_was(self, pre_data: Path) -> None:
-        """Create the scratch database with the locale, settings, owner and privileges that the dump recorded.
+        """Create the scratch database with the locale, settings, owner and privileges that the dump recorded."""
+        self._execute(self._creation(pre_data))
+
+    def _create_unowned(self, pre_data: Path) -> None:
+        """Create the scratch database with the encoding and locale that the dump recorded, and nothing else."""
+        create = next(one for one in self._creation(pre_data) if one.startswith("CREATE DATABASE "))
+        self._execute([_IN_TABLESPACE.sub(";", create)])
+
+    def _creation(self, pre_data: Path) -> list[str]:
+        """The statements that make the scratch database what the dump recorded.
 
         pg_restore knows how to write that for every version, and only under the original name: its script is taken, and
         the name in it replaced.
         """
-        listed = self._run(self._tools.pg_restore, "--create", "--list", str(pre_data)).splitlines()
-        chosen = pre_data.with_suffix(".list")
-        chosen.write_text("\n".join(line for line in listed if _OF_THE_DATABASE.match(line)) + "\n")
-        script = self._run(*(self._tools.pg_restore, "--create", f"--use-list={chosen}", "--file=-", str(pre_data)))
+        listed = [line for line in self._list(pre_data, "--create") if _OF_THE_DATABASE.match(line)]
+        script = self._script(pre_data, listed, "--create")
         ours = f"DATABASE {_quoted(self._scratch_name)}"
         # The name stands before any literal in each of these statements: the first match is it. The others are settings
         # of pg_restore's own session, which an older server may not know.
-        self._execute(
+        return [
             _NAMED_DATABASE.sub(lambda _: ours, statement, count=1)
             for statement in statements(script)
             if _NAMED_DATABASE.search(statement)
-        )
+        ]
 
     def _restore_user_mappings(self) -> None:
         """Give the mappings to foreign servers their options again, which `pg_dump` tells to superusers only."""
@@ -242,16 +402,54 @@ class _Restore:
 
     def _pipe(self, artifact: str, *options: str) -> None:
         """Stream a dump into pg_restore; nothing of it touches the disk."""
-        run_sink(
-            self._pg_restore(*options), self._backup.read(artifact), environment=self._login.environment(APPLICATION)
-        )
-
-    def _pg_restore(self, *options: str) -> list[str]:
-        database = make_conninfo(dbname=self._scratch_name)  # a bare name with "=" in it would be taken for one
-        return [self._tools.pg_restore, "--exit-on-error", "--no-password", f"--dbname={database}", *options]
+        self._pg_restore(self._backup.read(artifact), *options)
 
     def _run_restore(self, dump: Path, *options: str) -> None:
-        run_sink(self._pg_restore(*options, str(dump)), (), environment=self._login.environment(APPLICATION))
+        self._pg_restore((), *options, str(dump))
+
+    def _pg_restore(self, chunks: Iterable[bytes], *options: str) -> None:
+        """Run pg_restore; any error of it is ours, but for the one that a newer one makes on every older server."""
+        database = make_conninfo(dbname=self._scratch_name)  # a bare name with "=" in it would be taken for one
+        argv = [self._tools.pg_restore, "--no-password", f"--dbname={database}", *options]
+        newer = self._server_major < _KNOWN_SINCE <= self._tools.major
+        if not newer:
+            argv.insert(1, "--exit-on-error")
+        try:
+            run_sink(argv, chunks, environment=self._login.environment(APPLICATION))
+        except SinkFailed as failure:
+            if not newer or not only_unknown_setting(failure.said):
+                raise
+
+    def _run_entries(self, dump: Path, entries: Sequence[str], *options: str) -> None:
+        """Restore some lines of a dump's table of contents."""
+        if entries:
+            self._run_restore(dump, *options, _chosen(dump, entries), *_UNOWNED)
+
+    def _list(self, dump: Path, *options: str) -> list[str]:
+        """A dump's table of contents."""
+        return self._run(self._tools.pg_restore, *options, "--list", str(dump)).split("\n")
+
+    def _list_stream(self, artifact: str, directory: Path) -> list[str]:
+        """The table of contents of a dump that is not on disk: it comes first, and no more than that is read."""
+        path = directory / "contents"
+        argv = [self._tools.pg_restore, "--list", f"--file={path}"]
+        run_sink(argv, self._backup.read(artifact), environment={})
+        return path.read_text().split("\n")
+
+    def _script(self, dump: Path, entries: Sequence[str], *options: str) -> str:
+        """The SQL of some lines of a dump's table of contents."""
+        return self._run(self._tools.pg_restore, *options, _chosen(dump, entries), "--file=-", str(dump))
+
+    def _statements_of(self, dump: Path, entries: Sequence[str]) -> list[str]:
+        return list(statements(self._script(dump, entries))) if entries else []
+
+    def _put_in_place(self, keep_as: str | None) -> None:
+        """Give the scratch database its name; what has the name until now gets `keep_as`."""
+        if keep_as is None:
+            self._execute([f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"])
+        else:
+            with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+                swap_databases(session, self._scratch_name, name=self._name, keep_as=keep_as)
 
     def _spooled(self, artifact: str, directory: Path) -> Path:
         """A dump on disk: pg_restore reads a table of contents twice, or jumps in it, only in a file."""
@@ -267,7 +465,7 @@ class _Restore:
         return path
 
     def _must_have_large_objects(self) -> None:
-        """Compare their number and bytes. Their digest has their owners in it, whom a sample leaves out."""
+        """Compare their number and bytes. Their digest has their owners in it, whom a part leaves out."""
         expected = self._inventory.large_objects
         if expected is not None:
             with self._login.connect(application_name=APPLICATION, autocommit=True) as session:
@@ -325,6 +523,12 @@ class _Restore:
             log.warning("The scratch database %s could not be dropped: %s", self._scratch_name, failure)
 
 
+def only_unknown_setting(said: str) -> bool:
+    """Whether every error that pg_restore told is that the server does not know the setting of newer ones."""
+    errors = [line for line in said.splitlines() if line.startswith("pg_restore: error: ")]
+    return bool(errors) and all(_UNKNOWN_SETTING in line for line in errors)
+
+
 def statements(script: str) -> Iterator[str]:
     """The statements of a script that pg_dump or pg_dumpall wrote, without comments and psql's own commands.
 
@@ -353,15 +557,42 @@ def _subject(statement: str) -> tuple[str, str] | None:
     return ("ROLE", _unquoted(granted["name"])) if granted else None
 
 
+def _chosen(dump: Path, entries: Sequence[str]) -> str:
+    """An option of pg_restore: only these lines of the table of contents, in their order."""
+    chosen = dump.with_suffix(".list")
+    chosen.write_text("\n".join(entries) + "\n")
+    return f"--use-list={chosen}"
+
+
+def _may_be_replaced(server: DatabaseLogin, name: str, keep_as: str | None) -> None:
+    where = f"{server.host}:{server.port}"
+    if keep_as is None:
+        raise DatabaseExists(
+            f"The database {name} exists already on {where}.",
+            mend="Restore under another name; or say --overwrite: the one that is there is then kept, renamed.",
+        )
+    if name == server.dbname:
+        raise DatabaseExists(
+            f"The database {name} on {where} is the one that the restore's own session is in.",
+            mend="Name another database to connect to, such as PGDATABASE=postgres.",
+        )
+    if _exists(server, keep_as):
+        raise DatabaseExists(
+            f"The database {name} was to be kept as {keep_as} on {where}, and that exists, too.",
+            mend="Start again, or rename that one.",
+        )
+
+
 def _exists(server: DatabaseLogin, name: str) -> bool:
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         return session.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None
 
 
-def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> PostgresTools:
-    """pg_restore is never older than the pg_dump that wrote, nor than the server it restores into."""
+def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> tuple[PostgresTools, int]:
+    """pg_restore is never older than the pg_dump that wrote, nor than the server it restores into; and that one's."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
-        return find_tools(max(session.info.server_version // 10_000, backup.manifest.database.tools))
+        major = session.info.server_version // 10_000
+    return find_tools(max(major, backup.manifest.database.tools)), major
 
 
 def _undisturbed(server: DatabaseLogin) -> str:

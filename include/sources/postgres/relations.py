@@ -193,7 +193,7 @@ def plan_dump(relations: Relations, components: Mapping[str, Sequence[str]], *, 
     return DumpPlan(tuple(parts), rest, warnings)
 
 
-def _names(relations: Relations) -> dict[int, tuple[str, ...]]:
+def names(relations: Relations) -> dict[int, tuple[str, ...]]:
     """For each leaf table and loose sequence the names by which a pattern may mean it."""
     by_oid = {relation.oid: relation.plain for relation in relations.all}
     return {
@@ -204,7 +204,7 @@ def _names(relations: Relations) -> dict[int, tuple[str, ...]]:
 
 
 def _claimed(relations: Relations, patterns: Sequence[str]) -> set[int]:
-    return {oid for oid, names in _names(relations).items() if any(_matches(names, pattern) for pattern in patterns)}
+    return {oid for oid, known in names(relations).items() if any(_matches(known, pattern) for pattern in patterns)}
 
 
 def _matches(names: Iterable[str], pattern: str) -> bool:
@@ -261,10 +261,10 @@ def _assert_exactly_once(relations: Relations, components: Sequence[ComponentRel
 
 
 def _unmatched(relations: Relations, components: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    names = list(_names(relations).values())
+    known = list(names(relations).values())
     for component, patterns in components.items():
         for pattern in patterns:
-            if not any(_matches(candidates, pattern) for candidates in names):
+            if not any(_matches(candidates, pattern) for candidates in known):
                 yield f"Component {component}: nothing in the database matches {pattern}."
 
 
