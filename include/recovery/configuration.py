@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import io
+import logging
 import os
+import shutil
+import stat
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from include.errors import BackupError
 from include.pipeline.process import child_environment
-from include.recovery.objects import TargetNotEmpty
+from include.recovery.objects import TargetNotEmpty, WouldOverwrite
 from include.recovery.opened import OpenedBackup
+from include.recovery.selection import choose, known_components, some_of
 from include.repository.contents import REPOSITORY_BUNDLE
 from include.sources.configuration import unpack
+
+log = logging.getLogger(__name__)
 
 _SHA256_DIGITS = 64
 
@@ -24,18 +32,35 @@ class ConfigurationRefused(BackupError):
     """The configuration does not come back as it was."""
 
 
-def restore_configuration(backup: OpenedBackup, target: Path) -> str:
+@dataclass(frozen=True)
+class ReturnedFiles:
+    """What was done with each file that was asked for, as of which commit.
+
+    A file was `written`, or `unchanged`: there already, and the same. What the `replaced` ones were is below `kept_in`.
+    """
+
+    commit: str
+    written: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    replaced: tuple[str, ...]
+    kept_in: Path | None
+
+
+def restore_configuration(backup: OpenedBackup, target: Path, *, keep_as: Path | None = None) -> str:
     """Recreate the checkout at `target`, which must not exist or be empty; returns the commit that is checked out.
 
-    It is made beside the target and renamed over it, so that a restore that fails leaves nothing there. Raises
-    `TargetNotEmpty`, or `ConfigurationRefused` when the commit is not the manifest's.
+    It is made beside the target and renamed over it, so that a restore that fails leaves nothing there. What is there
+    is left alone, unless `keep_as` says what to call it. Raises `TargetNotEmpty`, or `ConfigurationRefused` when the
+    commit is not the manifest's.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken and keep_as is None:
         raise TargetNotEmpty(
-            f"{target} exists and is not empty.", mend="Name another directory, or move this one away."
+            f"{target} exists and is not empty.",
+            mend="Name another directory; or say --overwrite: the one that is there is then kept, renamed.",
         )
     try:
-        return _restore_beside(backup, target)
+        return _restore_beside(backup, target, keep_as if taken else None)
     except OSError as error:
         raise BackupError(
             f"The configuration could not be written to {target}: {error.strerror}.",
@@ -43,18 +68,123 @@ def restore_configuration(backup: OpenedBackup, target: Path) -> str:
         ) from None
 
 
-def _restore_beside(backup: OpenedBackup, target: Path) -> str:
+def _restore_beside(backup: OpenedBackup, target: Path, keep_as: Path | None) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        bundle, checkout = Path(scratch) / "bundle", Path(scratch) / "checkout"
-        with bundle.open("wb") as file:
-            file.writelines(backup.read(REPOSITORY_BUNDLE))
-        commit = _clone(bundle, checkout, backup)
-        for name in (artifact.name for artifact in backup.manifest.artifacts):
-            if name.startswith("config/") and name.endswith(".tar"):
-                unpack(io.BufferedReader(_Readable(backup.read(name))), checkout)
-        checkout.rename(target)
+        checkout = Path(scratch) / "checkout"
+        commit, _ = _recreate(backup, Path(scratch) / "bundle", checkout)
+        if keep_as is not None:
+            log.warning("%s is replaced, and kept as %s.", target, keep_as)
+            target.rename(keep_as)
+            try:
+                checkout.rename(target)
+            except OSError:
+                keep_as.rename(target)
+                raise
+        else:
+            checkout.rename(target)
     return commit
+
+
+def return_files(
+    backup: OpenedBackup,
+    target: Path,
+    *,
+    patterns: Sequence[str] = (),
+    components: Sequence[str] = (),
+    keep_in: Path | None = None,
+) -> ReturnedFiles:
+    """Put some files of the configuration below `target`, as they were: tracked ones as of the backup's commit.
+
+    `patterns` are paths, or shell globs over them. A file appears whole or not at all, with its mode; root gives it to
+    whoever owns the one that was there, or the directory. One that is there with other content is replaced only where
+    `keep_in`, a new directory, says where to keep a copy; nothing is written before that is known of every file. Raises
+    `NothingMatches` or `WouldOverwrite`.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".synapse-backups-", dir=target) as scratch:
+        checkout = Path(scratch) / "checkout"
+        commit, held = _recreate(backup, Path(scratch) / "bundle", checkout)
+        for path in _tracked(backup, held):
+            _take_mode(checkout / path, target / path)
+        known = {path: (path,) for paths in held.values() for path in paths}
+        chosen = choose(known, patterns, what="configuration file")
+        for component in known_components(components, list(held), what="files"):
+            chosen |= set(held[component])
+        unchanged = tuple(sorted(path for path in chosen if _same(checkout / path, target / path)))
+        others = tuple(sorted(path for path in chosen - {*unchanged} if os.path.lexists(target / path)))
+        if others:
+            _may_be_replaced(target, others, keep_in)
+        written = tuple(sorted(chosen - {*unchanged}))
+        for path in written:
+            _put_in_place(checkout / path, target / path, keep_in / path if keep_in and path in others else None)
+    return ReturnedFiles(commit, written, unchanged, others, keep_in if others else None)
+
+
+def _same(restored: Path, present: Path) -> bool:
+    if restored.is_symlink() or present.is_symlink():
+        return restored.is_symlink() and present.is_symlink() and restored.readlink() == present.readlink()
+    return (
+        present.is_file()
+        and stat.S_IMODE(restored.stat().st_mode) == stat.S_IMODE(present.stat().st_mode)
+        and filecmp.cmp(restored, present, shallow=False)
+    )
+
+
+def _tracked(backup: OpenedBackup, held: dict[str, list[str]]) -> set[str]:
+    """The paths that come from git alone."""
+    repository = next(one.component for one in backup.manifest.artifacts if one.name == REPOSITORY_BUNDLE)
+    beside = {path for component, paths in held.items() if component != repository for path in paths}
+    return {*held[repository]} - beside
+
+
+def _take_mode(restored: Path, present: Path) -> None:
+    """Of a mode git knows only whether a file can be executed: for the rest, the one that is there counts."""
+    if restored.is_symlink() or present.is_symlink() or not present.is_file():
+        return
+    mode = stat.S_IMODE(present.stat().st_mode)
+    if bool(mode & stat.S_IXUSR) == bool(restored.stat().st_mode & stat.S_IXUSR):
+        restored.chmod(mode)
+
+
+def _may_be_replaced(target: Path, others: Sequence[str], keep_in: Path | None) -> None:
+    if keep_in is None:
+        raise WouldOverwrite(
+            f"{len(others)} files are there with other content or another mode, and would be replaced: "
+            f"{some_of(others)} in {target}.",
+            mend="Restore them to another directory, or say --overwrite: copies are then kept. Nothing was written.",
+        )
+    for path in others:
+        if (target / path).is_dir() and not (target / path).is_symlink():
+            raise WouldOverwrite(f"{target / path} is a directory.", mend="Move it away. Nothing was written.")
+    log.warning("%d files are replaced, and copies kept in %s: %s.", len(others), keep_in, some_of(others))
+    keep_in.mkdir(mode=0o700)
+
+
+def _put_in_place(restored: Path, path: Path, copy_to: Path | None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if copy_to is not None:
+        copy_to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy_to, follow_symlinks=False)
+    if os.geteuid() == 0:
+        owner = path.lstat() if os.path.lexists(path) else path.parent.stat()
+        os.chown(restored, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    restored.rename(path)
+
+
+def _recreate(backup: OpenedBackup, bundle: Path, checkout: Path) -> tuple[str, dict[str, list[str]]]:
+    """The whole configuration, as it was; returns its commit, and the paths of each component."""
+    with bundle.open("wb") as file:
+        file.writelines(backup.read(REPOSITORY_BUNDLE))
+    commit, held = _clone(bundle, checkout, backup), {}
+    for artifact in backup.manifest.artifacts:
+        if artifact.name == REPOSITORY_BUNDLE:
+            tracked = _git("-C", str(checkout), "ls-files", "-z").split("\0")
+            held[artifact.component] = [path for path in tracked if path]
+        elif artifact.name.startswith("config/") and artifact.name.endswith(".tar"):
+            tar = io.BufferedReader(_Readable(backup.read(artifact.name)))
+            held[artifact.component] = [str(path) for path in unpack(tar, checkout)]
+    return commit, held
 
 
 def _clone(bundle: Path, checkout: Path, backup: OpenedBackup) -> str:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Key = TypeVar("Key")
 
 _NEAR = 3
+_TOLD = 5
 _TABLES = frozenset({"table", "parent", "foreign table"})
 _FIRST_OID_OF_USERS = 16_384
 
@@ -183,6 +184,12 @@ def nothing_matches(pattern: str, known: Iterable[str], *, what: str) -> Nothing
         f"The backup has no {what} {pattern}." + (f" Near it: {', '.join(near)}." if near else ""),
         mend="Name one that it has; in a shell, quote a pattern with * or ?.",
     )
+
+
+def some_of(named: Collection[str]) -> str:
+    """The first few names, and how many more there are."""
+    told = ", ".join(list(named)[:_TOLD])
+    return told if len(named) <= _TOLD else f"{told} and {len(named) - _TOLD} more"
 
 
 def known_components(asked: Collection[str], there: Collection[str], *, what: str) -> list[str]:

@@ -17,11 +17,13 @@ from types import SimpleNamespace
 import pytest
 
 from include.pipeline.process import child_environment, run_source
-from include.recovery.configuration import ConfigurationRefused, restore_configuration
-from include.recovery.objects import TargetNotEmpty
+from include.recovery.configuration import ConfigurationRefused, restore_configuration, return_files
+from include.recovery.objects import TargetNotEmpty, WouldOverwrite
+from include.recovery.selection import NothingMatches
 from include.repository.contents import REPOSITORY_BUNDLE
 from include.sources.configuration import Configuration, ConfigurationError, ConfigurationPoint, unpack
 
+COMPONENTS = {REPOSITORY_BUNDLE: "system_settings", "config/files.tar": "files"}
 GLOBS = ("environment/*.env", "secrets/*")
 PERSON = {
     f"GIT_{role}_{what}": value
@@ -71,7 +73,7 @@ class Opened:
             id="full-20261122T000000Z",
             consistency_point=SimpleNamespace(configuration_commit=self.point.commit),
             configuration=SimpleNamespace(branch=self.point.branch),
-            artifacts=[SimpleNamespace(name=name) for name in self.artifacts],
+            artifacts=[SimpleNamespace(name=name, component=COMPONENTS[name]) for name in self.artifacts],
         )
 
     def read(self, name: str) -> Iterator[bytes]:
@@ -221,6 +223,140 @@ def test_an_empty_place_is_taken(checkout: Path, tmp_path: Path) -> None:
 
     assert (target / "settings.yaml").read_text() == "first"
     assert [path.name for path in target.parent.iterdir()] == ["target"]
+
+
+# Some files, into a checkout in use
+
+
+@pytest.fixture
+def in_use(checkout: Path, tmp_path: Path) -> tuple[Opened, Path]:
+    """A backup, and a checkout of that moment that somebody has worked in since."""
+    (checkout / "run.sh").write_text("#!/bin/sh\n")
+    (checkout / "run.sh").chmod(0o755)
+    git(checkout, "add", "run.sh")
+    commit(checkout, "as it was")
+    write(checkout / "environment" / "production.env", "PORT=1\n", 0o640)
+    write(checkout / "environment" / "staging.env", "PORT=2\n", 0o600)
+    write(checkout / "secrets" / "api.key", "secret", 0o400)
+    opened = back_up(checkout)
+    commit(checkout, "broken")
+    write(checkout / "environment" / "production.env", "PORT=broken\n", 0o666)
+    (checkout / "environment" / "staging.env").unlink()
+    return opened, checkout
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(directory)): path.read_text()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and ".git" not in path.parts
+    }
+
+
+@pytest.mark.requirement("R5.1", "R2.3")
+def test_a_file_that_is_gone_comes_back_alone(in_use: tuple[Opened, Path]) -> None:
+    opened, checkout = in_use
+    before = contents(checkout)
+    returned = return_files(opened, checkout, patterns=["environment/st*.env", "run.sh"])
+
+    assert (returned.written, returned.unchanged) == (("environment/staging.env",), ("run.sh",))
+    assert (returned.replaced, returned.kept_in, returned.commit) == ((), None, opened.point.commit)
+    assert contents(checkout) == before | {"environment/staging.env": "PORT=2\n"}
+    assert stat.S_IMODE((checkout / "environment/staging.env").stat().st_mode) == 0o600
+
+
+@pytest.mark.requirement("R5.1")
+def test_a_file_that_is_there_is_replaced_only_when_that_is_said(in_use: tuple[Opened, Path], tmp_path: Path) -> None:
+    opened, checkout = in_use
+    wanted, before, kept = ["environment/*", "settings.yaml"], contents(checkout), tmp_path / "kept"
+    with pytest.raises(WouldOverwrite, match=r"2 files .*environment/production\.env, settings\.yaml in"):
+        return_files(opened, checkout, patterns=wanted)
+    refused = contents(checkout)
+    (checkout / "settings.yaml").chmod(0o640)
+    returned = return_files(opened, checkout, patterns=wanted, keep_in=kept)
+
+    assert refused == before
+    assert returned.replaced == ("environment/production.env", "settings.yaml")
+    assert returned.written == ("environment/production.env", "environment/staging.env", "settings.yaml")
+    assert (checkout / "environment/production.env").read_text() == "PORT=1\n"
+    assert stat.S_IMODE((checkout / "environment/production.env").stat().st_mode) == 0o640
+    assert (checkout / "settings.yaml").read_text() == "as it was"
+    assert stat.S_IMODE((checkout / "settings.yaml").stat().st_mode) == 0o640
+    assert contents(kept) == {"environment/production.env": "PORT=broken\n", "settings.yaml": "broken"}
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o700
+    assert not [path for path in checkout.iterdir() if path.name.startswith(".synapse")]
+
+
+def test_a_component_of_the_configuration_goes_to_a_place_of_its_own(
+    in_use: tuple[Opened, Path], tmp_path: Path
+) -> None:
+    opened, _ = in_use
+    returned = return_files(opened, tmp_path / "place", components=["files"])
+
+    assert set(contents(tmp_path / "place")) == set(returned.written)
+    assert returned.written == ("environment/production.env", "environment/staging.env", "secrets/api.key")
+    assert stat.S_IMODE((tmp_path / "place/secrets/api.key").stat().st_mode) == 0o400
+    tracked = return_files(opened, tmp_path / "tracked", components=["system_settings"])
+    assert tracked.written == ("run.sh", "settings.yaml")
+    assert os.access(tmp_path / "tracked/run.sh", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "components", "told"),
+    [
+        (
+            ["environment/prod.env"],
+            [],
+            r"no configuration file environment/prod\.env\. Near it: environment/production\.env",
+        ),
+        (["run.sh", "nothing*"], [], r"no configuration file nothing\*"),
+        ([], ["secret"], r"component secret\. It has: system_settings, files"),
+    ],
+)
+def test_a_file_that_the_backup_does_not_have_is_told(
+    in_use: tuple[Opened, Path], *, patterns: list[str], components: list[str], told: str
+) -> None:
+    opened, checkout = in_use
+    before = contents(checkout)
+    with pytest.raises(NothingMatches, match=told):
+        return_files(opened, checkout, patterns=patterns, components=components)
+    assert contents(checkout) == before
+
+
+def test_a_link_is_replaced_as_a_link(checkout: Path, tmp_path: Path) -> None:
+    write(checkout / "environment" / "shared.env", "shared", 0o600)
+    link, outside = checkout / "environment" / "production.env", tmp_path / "outside"
+    link.symlink_to("shared.env")
+    opened = back_up(checkout)
+    outside.write_text("outside")
+    link.unlink()
+    link.symlink_to(outside)
+    returned = return_files(opened, checkout, patterns=[f"environment/{link.name}"], keep_in=tmp_path / "kept")
+
+    assert returned.replaced == ("environment/production.env",)
+    assert link.readlink() == Path("shared.env")
+    assert outside.read_text() == "outside"
+    assert (tmp_path / "kept/environment/production.env").readlink() == outside
+
+
+def test_a_directory_is_never_replaced_by_a_file(in_use: tuple[Opened, Path], tmp_path: Path) -> None:
+    opened, checkout = in_use
+    (checkout / "environment/staging.env").mkdir()
+    with pytest.raises(WouldOverwrite, match=r"staging\.env is a directory"):
+        return_files(opened, checkout, patterns=["environment/*"], keep_in=tmp_path / "kept")
+    assert (checkout / "environment/production.env").read_text() == "PORT=broken\n"
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_whole_configuration_is_replaced_and_the_old_one_kept(in_use: tuple[Opened, Path], tmp_path: Path) -> None:
+    opened, checkout = in_use
+    before, kept = contents(checkout), tmp_path / "kept"
+    restore_configuration(opened, checkout, keep_as=kept)
+
+    assert contents(kept) == before
+    assert (checkout / "settings.yaml").read_text() == "as it was"
+    assert git(checkout, "rev-parse", "HEAD") == opened.point.commit
 
 
 # The files beside the repository
