@@ -1,7 +1,9 @@
-"""Bringing a backup back."""
+"""Bringing a backup back, all of it or a part."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,17 +15,22 @@ from include.cli.place import (
     BackupArgument,
     DespiteOption,
     JsonOption,
+    Place,
     find_sound_backup,
     scratch_directory,
     server,
 )
 from include.cli.printing import OUT, print_json, progress_bar
 from include.pipeline.store import Bucket
-from include.recovery.configuration import restore_configuration
-from include.recovery.database import restore_database
-from include.recovery.objects import restore_objects
+from include.recovery.configuration import restore_configuration, return_files
+from include.recovery.database import restore_database, restore_part
+from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
+from include.recovery.replacement import kept_database_name, kept_name
+from include.recovery.selection import nothing_matches, some_of
 from include.repository.manifest import moment_text
+
+WHERE, PART, OVER = "Where to", "Only a part", "Over what exists"
 
 
 def restore(
@@ -33,50 +40,106 @@ def restore(
     database: Annotated[
         str | None,
         typer.Option(
-            help="Restore the database under this name, on the server that PGHOST, PGPORT, PGUSER and PGPASSWORD name."
+            metavar="NAME",
+            help="A database of this name, on the server that PGHOST, PGPORT, PGUSER and PGPASSWORD name.",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     objects: Annotated[
-        str | None, typer.Option(help="Restore the objects into this bucket, which must be empty.")
+        str | None, typer.Option(metavar="BUCKET", help="The objects into this bucket.", rich_help_panel=WHERE)
     ] = None,
-    objects_endpoint_url: Annotated[str | None, typer.Option(help="Of that bucket, when it is elsewhere.")] = None,
+    under: Annotated[
+        str, typer.Option(metavar="PREFIX", help="Put this before each object's key: restored/", rich_help_panel=WHERE)
+    ] = "",
+    objects_endpoint_url: Annotated[
+        str | None, typer.Option(help="Of that bucket, when it is elsewhere.", rich_help_panel=WHERE)
+    ] = None,
     objects_profile: Annotated[
-        str | None, typer.Option(help="An AWS profile for that bucket, when its credentials differ.")
+        str | None,
+        typer.Option(help="An AWS profile for that bucket, when its credentials differ.", rich_help_panel=WHERE),
     ] = None,
     configuration: Annotated[
-        Path | None, typer.Option(help="Restore the configuration checkout to this path, which must not exist.")
+        Path | None,
+        typer.Option(metavar="PATH", help="The configuration checkout at this path.", rich_help_panel=WHERE),
     ] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option("--component", metavar="NAME", help="A component, as `show` lists them.", rich_help_panel=PART),
+    ] = None,
+    table: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--table",
+            metavar="TABLE",
+            help="A table, schema.table, or a glob ('public.messages_*'). A partitioned one means all its partitions.",
+            rich_help_panel=PART,
+        ),
+    ] = None,
+    object_: Annotated[
+        list[str] | None, typer.Option("--object", metavar="KEY", help="An object.", rich_help_panel=PART)
+    ] = None,
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option("--prefix", metavar="PREFIX", help="Every object whose key begins so.", rich_help_panel=PART),
+    ] = None,
+    file: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="A file of the configuration, below PATH, or a glob ('environment/*.env').",
+            rich_help_panel=PART,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Take the place of what exists. It is kept: a database and a checkout under the name "
+            "NAME_replaced_<time>, files as copies there, objects as versions of the bucket.",
+            rich_help_panel=OVER,
+        ),
+    ] = False,
     despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring a backup back: the database, the objects, the configuration, whichever have a place named for them.
 
-    Nothing is overwritten: the database is restored beside what exists, compared with what was backed up, and renamed
-    when it is equal.
+    Without further options all of it, into an empty place: a new database, an empty bucket, an unused path. The
+    database is restored beside what exists, with its roles, compared with what was backed up, and gets its name when it
+    is equal.
+
+    With --component, --table, --object, --prefix or --file only these (each may be given several times, and all that
+    are given come). Tables come into a new database, to look at, to compare with, and to copy from; they come with
+    their types, indexes, constraints, triggers and sequences, and belong to the login. Roles and privileges do not
+    come, nor foreign keys to tables that do not; what is left out is listed. Objects and files come into a bucket or
+    checkout in use: what is there already and the same is left.
+
+    Nothing that exists is overwritten, unless --overwrite says so. It ends the sessions in a database that it replaces.
     """
-    if not (database or objects or configuration):
-        raise typer.BadParameter("Name at least one of --database, --objects and --configuration.")
+    asked = _Asked(
+        component or [],
+        table or [],
+        object_ or [],
+        prefix or [],
+        file or [],
+        under=under,
+        overwrite=overwrite,
+    )
+    asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_sound_backup(catalog, backup, despite=despite)
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
     with scratch_directory() as scratch, progress_bar(f"restoring {manifest.id}", manifest, as_json) as progress:
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
+        asked.must_know_components(opened, database=database, objects=objects, configuration=configuration)
         if configuration:
-            facts["configuration"] = {
-                "path": str(configuration),
-                "commit": restore_configuration(opened, configuration),
-            }
+            facts["configuration"] = _configuration(opened, asked, configuration.absolute())
         if database:
-            restored = restore_database(opened, server=server(), name=database, scratch=scratch)
-            facts["database"] = {"name": restored.name, "tables": restored.tables, "rows": restored.rows}
+            facts["database"] = _database(opened, asked, database, scratch)
         if objects:
-            target = Bucket(
-                boto3.Session(profile_name=objects_profile),
-                objects,
-                region=context.obj.region_name(),
-                endpoint_url=objects_endpoint_url or context.obj.endpoint_url,
-            )
-            facts["objects"] = {"bucket": objects, "objects": restore_objects(opened, target)}
+            target = _bucket(context.obj, objects, objects_endpoint_url, objects_profile)
+            facts["objects"] = _objects(opened, asked, target)
         facts["seconds"] = round(progress.usage().seconds, 1)
     if as_json:
         print_json(facts)
@@ -84,10 +147,160 @@ def restore(
     OUT.print(
         f"{manifest.id} is restored, as of {moment_text(manifest.consistency_point.time)}, in {facts['seconds']} s:"
     )
-    if database:
-        tables, rows = facts["database"]["tables"], facts["database"]["rows"]
-        OUT.print(f"  database {escape(database)}: {tables} tables, {rows:,} rows, equal to the source's")
-    if objects:
-        OUT.print(f"  objects in {objects}: {facts['objects']['objects']:,}, each equal to the source's")
-    if configuration:
-        OUT.print(f"  configuration in {escape(str(configuration))}: commit {facts['configuration']['commit']}")
+    for line in _told(facts):
+        OUT.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options name."""
+
+    components: Sequence[str]
+    tables: Sequence[str]
+    keys: Sequence[str]
+    prefixes: Sequence[str]
+    files: Sequence[str]
+    under: str
+    overwrite: bool
+
+    def must_have_places(self, *, database: str | None, objects: str | None, configuration: Path | None) -> None:
+        """Raise for an option that has nowhere to go."""
+        if not (database or objects or configuration):
+            raise typer.BadParameter("Name at least one of --database, --objects and --configuration.")
+        for given, option, place, there in (
+            (self.tables, "--table", "--database", database),
+            (self.keys, "--object", "--objects", objects),
+            (self.prefixes, "--prefix", "--objects", objects),
+            (self.under, "--under", "--objects", objects),
+            (self.files, "--file", "--configuration", configuration),
+        ):
+            if given and not there:
+                raise typer.BadParameter(f"{option} needs {place}.")
+
+    def must_know_components(
+        self, opened: OpenedBackup, *, database: str | None, objects: str | None, configuration: Path | None
+    ) -> None:
+        """Raise for a component that none of the places that are named would get."""
+        known = [
+            *(opened.database_components() if database else []),
+            *(opened.object_components() if objects else []),
+            *(opened.configuration_components() if configuration else []),
+        ]
+        for name in self.components:
+            if name not in known:
+                raise nothing_matches(name, known, what="component for these places called")
+        for place, names in (
+            (database and "--database", (*self.tables, *self.of(opened.database_components()))),
+            (objects and "--objects", (*self.keys, *self.prefixes, *self.of(opened.object_components()))),
+            (configuration and "--configuration", (*self.files, *self.of(opened.configuration_components()))),
+        ):
+            if place and self.a_part and not names:
+                raise typer.BadParameter(f"A part is asked for, and nothing of it is for {place}: leave that out.")
+
+    @property
+    def a_part(self) -> bool:
+        """Whether anything less than all is asked for."""
+        return bool(self.components or self.tables or self.keys or self.prefixes or self.files)
+
+    def of(self, there: Sequence[str]) -> list[str]:
+        """The components asked for that are among these."""
+        return [name for name in self.components if name in there]
+
+
+def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> dict[str, Any]:
+    if asked.a_part:
+        restored = restore_part(
+            opened,
+            server=server(),
+            name=name,
+            scratch=scratch,
+            components=asked.of(opened.database_components()),
+            tables=asked.tables,
+        )
+    else:
+        keep_as = kept_database_name(name) if asked.overwrite else None
+        restored = restore_database(opened, server=server(), name=name, scratch=scratch, keep_as=keep_as)
+    return {
+        "name": restored.name,
+        "tables": restored.tables,
+        "rows": restored.rows,
+        "left_out": list(restored.left_out),
+        "replaced": restored.replaced,
+    }
+
+
+def _bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:
+    return Bucket(
+        boto3.Session(profile_name=profile),
+        name,
+        region=place.region_name(),
+        endpoint_url=endpoint_url or place.endpoint_url,
+    )
+
+
+def _objects(opened: OpenedBackup, asked: _Asked, target: Bucket) -> dict[str, Any]:
+    if not (asked.a_part or asked.under or asked.overwrite):
+        return {"bucket": target.name, "objects": restore_objects(opened, target), "unchanged": 0, "replaced": {}}
+    returned = return_objects(
+        opened,
+        target,
+        components=asked.of(opened.object_components()),
+        keys=asked.keys,
+        prefixes=asked.prefixes,
+        under=asked.under,
+        overwrite=asked.overwrite,
+    )
+    return {
+        "bucket": target.name,
+        "objects": returned.written,
+        "unchanged": returned.unchanged,
+        "replaced": returned.replaced,
+    }
+
+
+def _configuration(opened: OpenedBackup, asked: _Asked, path: Path) -> dict[str, Any]:
+    keep_as = path.with_name(kept_name(path.name)) if asked.overwrite else None
+    if not asked.a_part:
+        commit = restore_configuration(opened, path, keep_as=keep_as)
+        kept = str(keep_as) if keep_as and keep_as.exists() else None
+        return {"path": str(path), "commit": commit, "replaced": kept}
+    returned = return_files(
+        opened,
+        path,
+        patterns=asked.files,
+        components=asked.of(opened.configuration_components()),
+        keep_in=keep_as,
+    )
+    return {
+        "path": str(path),
+        "commit": returned.commit,
+        "files": list(returned.written),
+        "unchanged": list(returned.unchanged),
+        "replaced": str(returned.kept_in) if returned.kept_in else None,
+    }
+
+
+def _told(facts: dict[str, Any]) -> Iterator[str]:
+    if database := facts.get("database"):
+        yield (
+            f"database {database['name']}: {database['tables']} tables, {database['rows']:,} rows, "
+            "equal to the source's"
+        )
+        if database["replaced"]:
+            yield f"  the database that was there is kept as {database['replaced']}"
+        for name in database["left_out"]:
+            yield f"  left out: {name}"
+    if objects := facts.get("objects"):
+        yield f"objects in {objects['bucket']}: {objects['objects']:,}, each equal to the source's"
+        if objects["unchanged"]:
+            yield f"  {objects['unchanged']:,} were there already, and the same"
+        if replaced := objects["replaced"]:
+            kept = some_of([f"{key} (version {version})" for key, version in replaced.items()])
+            yield f"  {len(replaced)} were overwritten, and the bucket keeps what they were: {kept}"
+    if configuration := facts.get("configuration"):
+        what = f"files {some_of(configuration['files']) or 'none'} as of" if "files" in configuration else ""
+        yield f"configuration in {configuration['path']}: {what} commit {configuration['commit']}"
+        if same := configuration.get("unchanged"):
+            yield f"  {some_of(same)}: there already, and the same"
+        if configuration["replaced"]:
+            yield f"  what was there is kept in {configuration['replaced']}"

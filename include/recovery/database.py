@@ -221,8 +221,7 @@ class _Restore:
 
         So PostgreSQL says what hangs on it, and what is asked for is restored as it is in a whole restore.
         """
-        there = [name for name, held in self._components.items() if held or self._backup.has(component_dump(name))]
-        components = known_components(components, there, what="tables")
+        components = known_components(components, self._backup.database_components(), what="tables")
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as directory:
             pre_data = self._spooled(PRE_DATA, Path(directory))
             post_data = self._spooled(POST_DATA, Path(directory))
@@ -581,6 +580,7 @@ def _may_be_replaced(server: DatabaseLogin, name: str, keep_as: str | None) -> N
             f"The database {name} was to be kept as {keep_as} on {where}, and that exists, too.",
             mend="Start again, or rename that one.",
         )
+    log.warning("The database %s is replaced at the end, and kept as %s; the sessions in it are ended.", name, keep_as)
 
 
 def _exists(server: DatabaseLogin, name: str) -> bool:

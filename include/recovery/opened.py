@@ -11,7 +11,7 @@ from include.pipeline.artifacts import check_artifact, read_artifact
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
 from include.repository.catalog import Catalog
-from include.repository.contents import object_index
+from include.repository.contents import STRUCTURE, object_index
 from include.repository.envelopes import open_data_key
 from include.repository.manifest import Artifact, Manifest, ManifestRefused, Pack
 from include.repository.packs import Member, check_pack, read_member
@@ -59,6 +59,19 @@ class OpenedBackup:
             policy=self._policy,
             progress=self._progress,
         )
+
+    def database_components(self) -> list[str]:
+        """The components of which the backup holds tables."""
+        names = (artifact.name for artifact in self.manifest.artifacts if artifact.component != STRUCTURE)
+        return [
+            name.removeprefix("database/").removesuffix(".pgdump")
+            for name in names
+            if name.startswith("database/") and name.endswith(".pgdump")
+        ]
+
+    def configuration_components(self) -> list[str]:
+        """The components of which the backup holds configuration: the repository's, and those of files beside it."""
+        return [artifact.component for artifact in self.manifest.artifacts if artifact.name.startswith("config/")]
 
     def object_components(self) -> list[str]:
         """The components of which the backup holds objects."""
