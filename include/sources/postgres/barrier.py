@@ -245,9 +245,21 @@ def _session(login: DatabaseLogin, application_name: str, settings: dict[str, st
     return session
 
 
+_WATCHED = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60s",
+    "client_connection_check_interval": "5s",
+}
+"""A client that vanished is missed by the server itself, in a minute though it sent no FIN, and within a statement too:
+otherwise its locks and its snapshot would stay (https://www.postgresql.org/docs/current/runtime-config-connection.html)."""
+
+
 def _settings_of_s(policy: Barrier) -> dict[str, str]:
     """Bounded while writes are stopped."""
     return {
+        **_WATCHED,
         "TimeZone": "UTC",
         "lock_timeout": _milliseconds(policy.lock_timeout),
         "statement_timeout": _milliseconds(policy.statement_timeout),
@@ -271,6 +283,7 @@ def _settings_of_l(policy: Barrier, s: Session) -> dict[str, str]:
     (milliseconds,) = _row(s, "SELECT setting::int FROM pg_settings WHERE name = 'deadlock_timeout'")
     lock_timeout = min(policy.lock_timeout, timedelta(milliseconds=milliseconds))
     return {
+        **_WATCHED,
         "TimeZone": "UTC",
         "deadlock_timeout": _milliseconds(policy.deadlock_timeout),
         "lock_timeout": _milliseconds(lock_timeout),  # of each table; statement_timeout bounds them all
