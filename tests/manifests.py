@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from include.repository.layout import BackupId
+from include.repository.catalog import Catalog
+from include.repository.envelopes import create_data_key
+from include.repository.layout import BackupId, envelope_prefix
 from include.repository.manifest import (
     Artifact,
     ConfigurationSummary,
@@ -70,3 +72,10 @@ def make(day: int = 0, *, point: datetime | None = None, **changes: Any) -> Mani
         warnings=("mind the gap",),
     )
     return manifest.model_copy(update=changes)
+
+
+def commit(catalog: Catalog, manifest: Manifest) -> Manifest:
+    """Commit as a try does: its data key is in the bucket first."""
+    if not list(catalog.bucket.keys(envelope_prefix(manifest.id, manifest.attempt))):
+        create_data_key(catalog.bucket, catalog.keyring, owner=manifest.id, attempt=manifest.attempt)
+    return catalog.commit(manifest)

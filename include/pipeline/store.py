@@ -95,6 +95,19 @@ class ObjectVersion:
     latest: bool
 
 
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """A multipart upload that was begun and neither completed nor aborted.
+
+    `touched` is when its newest part arrived, or when it began: the store's clock, aware UTC. `bytes` is what it holds.
+    """
+
+    key: str
+    upload_id: str
+    touched: datetime
+    bytes: int
+
+
 class Bucket:
     """A bucket, reached with the credentials of a boto3 session (which may refresh them while a long backup runs).
 
@@ -306,6 +319,39 @@ class Bucket:
         """Delete the current version of one object; an absent one is fine."""
         with self._named("delete", key):
             self.client.delete_object(Bucket=self.name, Key=key)
+
+    def hide(self, key: str) -> str | None:
+        """Put a deletion marker on an object, whose versions all stay; returns the marker's version."""
+        with self._named("hide", key):
+            return self.client.delete_object(Bucket=self.name, Key=key).get("VersionId")
+
+    def delete_version(self, key: str, version_id: str) -> None:
+        """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it."""
+        with self._named(f"delete version {version_id} of", key):
+            self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id)
+
+    def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
+        """Every multipart upload under a prefix that was begun and not ended, page by page."""
+        with self._named("list the unfinished uploads of", prefix):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
+            begun = [entry for page in pages for entry in page.get("Uploads", [])]
+        for entry in begun:
+            key, upload_id, touched, size = entry["Key"], entry["UploadId"], entry["Initiated"], 0
+            try:
+                with self._named("list the parts of", key):
+                    for parts in self.client.get_paginator("list_parts").paginate(
+                        Bucket=self.name, Key=key, UploadId=upload_id
+                    ):
+                        for part in parts.get("Parts", []):
+                            touched, size = max(touched, part["LastModified"]), size + part["Size"]
+            except _UploadGone:
+                continue  # it ended while we looked
+            yield UnfinishedUpload(key, upload_id, touched.astimezone(UTC), size)
+
+    def abort(self, upload: UnfinishedUpload) -> None:
+        """Throw an unfinished upload away, with what it holds; one that has ended is fine."""
+        with contextlib.suppress(_UploadGone), self._named("abort", upload.key):
+            self.client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
 
     def _read_body(self, key: str, **wanted: Any) -> bytes:
         for last in (*(False,) * (_READS - 1), True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing, ObjectVersion
-from include.repository.layout import MANIFESTS, VERIFICATION, BackupId, BackupType, NotABackupId
+from include.repository.layout import MANIFESTS, VERIFICATION, BackupId, BackupType, envelope_prefix, named_by
 from include.repository.manifest import Manifest, ManifestRefused
 from include.repository.verification import Record, Verification, read_history, read_verifications, told
 
@@ -21,6 +22,10 @@ _READS_AT_ONCE = 16
 
 class NoSuchBackup(BackupError):
     """A backup that was never committed, or was deleted."""
+
+
+class AttemptReaped(BackupError):
+    """A try that slept so long that what it wrote was given up: it may not commit any more."""
 
 
 class AlreadyCommitted(BackupError):
@@ -142,10 +147,17 @@ class Catalog:
     def commit(self, manifest: Manifest) -> Manifest:
         """Make the backup exist, and return it as it was committed.
 
-        The first manifest written for an id wins; raises `AlreadyCommitted` with the winner otherwise.
+        The first manifest written for an id wins; raises `AlreadyCommitted` with the winner otherwise. A try whose own
+        envelope is gone was given up by the reaper (`repository/attempts.py`): raises `AttemptReaped`, and nothing is
+        committed. It is looked for before, and again after: the reaper hides the envelope and then looks for the
+        manifest, so that of the two at least one sees the other, whoever comes first.
         """
         key = manifest.backup.manifest_key
         sealed = manifest.sealed(self.keyring)
+        if not self._is_living(manifest):
+            if (winner := self.find(manifest.backup)) is not None:
+                raise AlreadyCommitted(winner)
+            raise _reaped(manifest)
         try:
             self.bucket.create(key, sealed)
         except ObjectExists:
@@ -153,7 +165,22 @@ class Catalog:
         winner = self.get(manifest.backup)
         if winner.attempt != manifest.attempt:
             raise AlreadyCommitted(winner)
+        if not self._is_living(manifest):
+            self._withdraw(key, sealed)
+            raise _reaped(manifest)
         return winner
+
+    def _is_living(self, manifest: Manifest) -> bool:
+        """Whether the try's envelope is there and not hidden."""
+        return next(self.bucket.keys(envelope_prefix(manifest.id, manifest.attempt)), None) is not None
+
+    def _withdraw(self, key: str, sealed: bytes) -> None:
+        """Take our own manifest back: what it names may be gone."""
+        for version in list(self.bucket.versions(key)):
+            if version.key == key and not version.deleted:
+                with suppress(ObjectMissing):
+                    if self.bucket.read(key, version_id=version.version_id) == sealed:
+                        self.bucket.delete_version(key, version.version_id)
 
     def _verifications(self, manifests: list[Manifest], prefix: str) -> dict[str, Verification]:
         return read_verifications(self.bucket, self.keyring, manifests, _oldest(self.bucket.versions(prefix)))
@@ -168,10 +195,14 @@ class Catalog:
 
 def _named_by(key: str) -> BackupId | None:
     """The backup that a manifest's key names, None for a stray object."""
-    try:
-        return BackupId.parse(key.rpartition("/")[2].removesuffix(".json"))
-    except NotABackupId:
-        return None
+    return named_by(key.rpartition("/")[2].removesuffix(".json"))
+
+
+def _reaped(manifest: Manifest) -> AttemptReaped:
+    return AttemptReaped(
+        f"Attempt {manifest.attempt} of {manifest.id} was given up while it slept: its data key is gone.",
+        mend="Run the backup again: it makes a new attempt.",
+    )
 
 
 def _oldest(versions: Iterator[ObjectVersion]) -> Iterator[ObjectVersion]:

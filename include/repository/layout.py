@@ -15,6 +15,7 @@ BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
 
 _SCHEDULED = re.compile(r"(?P<type>[a-z]+)-(?P<stamp>\d{8}T\d{6}Z)", re.ASCII)
 _MANUAL = re.compile(r"(?P<type>[a-z]+)-manual-(?P<stamp>\d{8}T\d{6}\.\d{6}Z)", re.ASCII)
+_ATTEMPT, _PACK = re.compile(r"[0-9a-f]{16}", re.ASCII), re.compile(r"[0-9a-f]{32}", re.ASCII)
 _SCHEDULED_STAMP, _MANUAL_STAMP = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
 
 
@@ -64,7 +65,8 @@ class BackupId:
         return f"{self.type}/{self.moment.astimezone(UTC):%Y/%m/%d}/{self}/{attempt}/"
 
 
-MANIFESTS = "manifests/"
+MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
+PROBES = "state/probe-"
 VERIFICATION = "verification/"
 
 
@@ -80,14 +82,55 @@ def new_pack_id() -> str:
 
 def pack_key(pack_id: str) -> str:
     """Where a pack lies."""
-    return f"packs/{pack_id}"
+    return f"{PACKS}{pack_id}"
 
 
 def envelope_prefix(owner: str, attempt: str) -> str:
     """Under which every wrap of one data key lies: one object a key-encryption key."""
-    return f"keys/{owner}/{attempt}/"
+    return f"{KEYS}{owner}/{attempt}/"
 
 
 def envelope_key(owner: str, attempt: str, kek_id: str) -> str:
     """Where one wrap of a data key lies."""
     return f"{envelope_prefix(owner, attempt)}{kek_id}.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Whose an object is, as its key says: a segment, a pack or an envelope.
+
+    `backup` is None for a pack and its envelopes, `pack` for everything else; only a pack's own key does not say which
+    attempt wrote it.
+    """
+
+    attempt: str | None
+    backup: BackupId | None = None
+    pack: str | None = None
+    envelope: bool = False
+
+
+def place_of(key: str) -> Place | None:
+    """The inverse of the keys above; None for what no try writes (a manifest, a record, a stranger's object)."""
+    if key.startswith(PACKS):
+        pack = key.removeprefix(PACKS)
+        return Place(None, pack=pack) if _PACK.fullmatch(pack) else None
+    parts = key.split("/")
+    if key.startswith(KEYS):
+        if len(parts) != 4 or not _ATTEMPT.fullmatch(parts[2]):  # noqa: PLR2004 - keys/<owner>/<attempt>/<wrap>
+            return None
+        if _PACK.fullmatch(parts[1]):
+            return Place(parts[2], pack=parts[1], envelope=True)
+        owner = named_by(parts[1])
+        return Place(parts[2], backup=owner, envelope=True) if owner else None
+    if len(parts) < 7 or not _ATTEMPT.fullmatch(parts[5]):  # noqa: PLR2004 - <type>/<Y>/<m>/<d>/<id>/<attempt>/…
+        return None
+    owner = named_by(parts[4])
+    return Place(parts[5], backup=owner) if owner and key.startswith(owner.attempt_prefix(parts[5])) else None
+
+
+def named_by(text: str) -> BackupId | None:
+    """The backup of that name, None where it is no id."""
+    try:
+        return BackupId.parse(text)
+    except NotABackupId:
+        return None

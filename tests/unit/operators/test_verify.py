@@ -14,7 +14,7 @@ from include.operators.verify import RestoreSample, ValidateSizes, VerifyIntegri
 from include.pipeline.sealing import StreamRefused
 from include.policy import load_policy
 from include.repository.catalog import Catalog
-from tests.manifests import make
+from tests.manifests import commit, make
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -39,7 +39,7 @@ def test_a_step_that_fails_leaves_its_record(
     check: str,
     title: str,
 ) -> None:
-    manifest = catalog.commit(make(artifacts=(), packs=()))  # of the repository alone: whatever the day, its turn
+    manifest = commit(catalog, make(artifacts=(), packs=()))  # of the repository alone: whatever the day, its turn
     monkeypatch.setattr(verify, check, refuse)
     for name in ("database_login", "bucket"):
         monkeypatch.setattr(f"include.operators.connections.{name}", lambda _: None)

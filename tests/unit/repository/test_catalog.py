@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,11 @@ import pytest
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keys import Keyring, UnknownKey, WrapRefused
 from include.pipeline.store import Bucket, ObjectMissing
-from include.repository.catalog import AlreadyCommitted, Catalog, NoSuchBackup
+from include.repository.catalog import AlreadyCommitted, AttemptReaped, Catalog, NoSuchBackup
 from include.repository.envelopes import create_data_key, open_data_key
 from include.repository.layout import envelope_key
 from include.repository.manifest import Manifest, ManifestRefused
-from tests.manifests import MIDNIGHT, make
+from tests.manifests import MIDNIGHT, commit, make
 
 # The catalog
 
@@ -35,7 +36,7 @@ def test_an_empty_bucket_has_no_backups(catalog: Catalog) -> None:
 def test_backups_are_listed_by_their_consistency_points(catalog: Catalog) -> None:
     late = make(1, point=MIDNIGHT + timedelta(days=9))
     for manifest in (make(3), late, make(2)):
-        catalog.commit(manifest)
+        commit(catalog, manifest)
 
     assert [entry.manifest for entry in catalog.entries("full")] == [make(2), make(3), late]
     assert catalog.latest("full") == late
@@ -43,7 +44,7 @@ def test_backups_are_listed_by_their_consistency_points(catalog: Catalog) -> Non
 
 
 def test_a_refused_manifest_is_shown_and_hides_nothing(catalog: Catalog) -> None:
-    catalog.commit(make(1))
+    commit(catalog, make(1))
     moved = make(0).backup.manifest_key
     catalog.bucket.put(moved, make(1).sealed(catalog.keyring))
     catalog.bucket.put("manifests/full/README", b"not a manifest")
@@ -56,7 +57,7 @@ def test_a_refused_manifest_is_shown_and_hides_nothing(catalog: Catalog) -> None
 
 
 def test_the_latest_never_quietly_becomes_an_older_one(catalog: Catalog) -> None:
-    catalog.commit(make(1))
+    commit(catalog, make(1))
     catalog.bucket.put(make(2).backup.manifest_key, b"{}")
     with pytest.raises(ManifestRefused, match=make(2).backup.manifest_key) as refused:
         catalog.latest("full")
@@ -67,7 +68,7 @@ def test_a_manifest_that_goes_while_it_is_listed_hides_nothing(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for day in (1, 2):
-        catalog.commit(make(day))
+        commit(catalog, make(day))
     read = Bucket.read
 
     def gone(bucket: Bucket, key: str, *, version_id: str | None = None) -> bytes:
@@ -80,9 +81,9 @@ def test_a_manifest_that_goes_while_it_is_listed_hides_nothing(
 
 
 def test_the_first_commit_of_an_id_wins(catalog: Catalog) -> None:
-    first = catalog.commit(make(attempt="1" * 16))
+    first = commit(catalog, make(attempt="1" * 16))
     with pytest.raises(AlreadyCommitted) as late:
-        catalog.commit(make(attempt="2" * 16))
+        commit(catalog, make(attempt="2" * 16))
 
     assert late.value.winner == first == catalog.get(first.backup)
     assert "1" * 16 in late.value.what
@@ -109,7 +110,7 @@ def race(catalog: Catalog, commit: Callable[[Manifest], Manifest]) -> list[Manif
 
 def test_two_that_commit_at_once_agree_on_the_winner(catalog: Catalog) -> None:
     for _ in range(5):
-        answers = race(catalog, catalog.commit)
+        answers = race(catalog, partial(commit, catalog))
         assert answers == [catalog.get(make().backup)] * 2
 
 
@@ -117,17 +118,52 @@ def test_where_the_store_ignores_the_condition_the_oldest_version_wins(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bucket, "create", lambda bucket, key, body: bucket.put(key, body))
-    first = catalog.commit(make(attempt="1" * 16))
+    first = commit(catalog, make(attempt="1" * 16))
     with pytest.raises(AlreadyCommitted) as late:
-        catalog.commit(make(attempt="2" * 16))
+        commit(catalog, make(attempt="2" * 16))
 
     assert late.value.winner == first
     assert catalog.get(first.backup) == first
     assert [entry.manifest for entry in catalog.entries()] == [first]
 
 
+def test_a_try_that_was_given_up_commits_nothing(catalog: Catalog) -> None:
+    manifest = make()
+    create_data_key(catalog.bucket, catalog.keyring, owner=manifest.id, attempt=manifest.attempt)
+    catalog.bucket.hide(envelope_key(manifest.id, manifest.attempt, catalog.keyring.current_kek))
+    with pytest.raises(AttemptReaped, match=manifest.attempt):
+        catalog.commit(manifest)
+
+    assert list(catalog.bucket.versions("manifests/")) == []
+
+
+def test_a_try_that_is_given_up_while_it_commits_takes_its_manifest_back(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, create = make(), Bucket.create
+    create_data_key(catalog.bucket, catalog.keyring, owner=manifest.id, attempt=manifest.attempt)
+
+    def slept(bucket: Bucket, key: str, body: bytes) -> None:
+        catalog.bucket.hide(envelope_key(manifest.id, manifest.attempt, catalog.keyring.current_kek))
+        create(bucket, key, body)
+
+    monkeypatch.setattr(Bucket, "create", slept)
+    with pytest.raises(AttemptReaped, match=manifest.attempt):
+        catalog.commit(manifest)
+
+    assert list(catalog.bucket.versions("manifests/")) == []
+
+
+def test_a_late_try_that_was_given_up_is_told_who_won(catalog: Catalog) -> None:
+    first = commit(catalog, make(attempt="1" * 16))
+    with pytest.raises(AlreadyCommitted) as late:
+        catalog.commit(make(attempt="2" * 16))
+
+    assert late.value.winner == first
+
+
 def test_a_deletion_marker_hides_no_backup(catalog: Catalog) -> None:
-    manifest = catalog.commit(make())
+    manifest = commit(catalog, make())
     catalog.bucket.delete(manifest.backup.manifest_key)
 
     assert catalog.get(manifest.backup) == manifest

@@ -31,7 +31,7 @@ from include.repository.verification import (
     read_verifications,
     store_record,
 )
-from tests.manifests import ATTEMPT, MIDNIGHT, make
+from tests.manifests import ATTEMPT, MIDNIGHT, commit, make
 
 BACKUP = make()
 
@@ -217,7 +217,7 @@ def test_the_newest_genuine_record_of_each_proof_decides_in_whatever_order_they_
 
 
 def test_a_backup_that_nobody_proved_is_not_verified_yet(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     [entry] = catalog.entries()
     assert entry.verification.state == "not yet"
     assert catalog.latest("full") == BACKUP
@@ -225,7 +225,7 @@ def test_a_backup_that_nobody_proved_is_not_verified_yet(catalog: Catalog) -> No
 
 @pytest.mark.requirement("R4.5", "R6.4")
 def test_the_latest_passes_over_what_failed_and_says_so(catalog: Catalog, caplog: pytest.LogCaptureFixture) -> None:
-    older, newer = catalog.commit(make(0)), catalog.commit(make(1))
+    older, newer = commit(catalog, make(0)), commit(catalog, make(1))
     failed = record(passed=False, of=newer)
     assert known(catalog, record(of=newer), failed.model_copy(update={"when": MIDNIGHT + timedelta(days=2)}), of=newer)
 
@@ -241,7 +241,7 @@ def test_the_latest_passes_over_what_failed_and_says_so(catalog: Catalog, caplog
 
 
 def test_one_failed_proof_is_enough_and_another_proofs_success_lifts_nothing(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     failed = record(passed=False, proof=SAMPLE, subject="billing")
     assert known(catalog, record(), failed).state == "failed"
     others = [record(after=90), record(after=91, proof=SIZES), record(after=92, proof=SAMPLE, subject="user_data")]
@@ -250,7 +250,7 @@ def test_one_failed_proof_is_enough_and_another_proofs_success_lifts_nothing(cat
 
 
 def test_when_every_backup_failed_there_is_no_latest(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     known(catalog, record(passed=False))
     with pytest.raises(NoSuchBackup, match=r"Every full backup .* failed") as none:
         catalog.latest("full")
@@ -260,7 +260,7 @@ def test_when_every_backup_failed_there_is_no_latest(catalog: Catalog) -> None:
 def test_a_forged_record_lifts_nothing_hides_nothing_and_condemns_nothing(
     catalog: Catalog, caplog: pytest.LogCaptureFixture
 ) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     assert known(catalog, record(passed=False)).state == "failed"
     forged = record(after=120).home
     catalog.bucket.put(forged, record(after=120).sealed(catalog.keyring))  # of another nonce: moved here
@@ -277,7 +277,7 @@ def test_a_forged_record_lifts_nothing_hides_nothing_and_condemns_nothing(
 
 
 def test_neither_a_marker_nor_a_later_version_changes_what_was_recorded(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     failed = record(passed=False, bucket=catalog.bucket.name)
     known(catalog, failed)
     catalog.bucket.put(failed.home, b"{}")
@@ -295,7 +295,7 @@ def test_a_record_that_is_there_already_is_not_written_over(catalog: Catalog) ->
 def test_of_more_records_than_a_page_lists_only_the_newest_are_read(
     catalog: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifests = [catalog.commit(make(day)) for day in range(2)]
+    manifests = [commit(catalog, make(day)) for day in range(2)]
     older = [record(of=manifests[0], after=-after).home for after in range(1, 1002)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: catalog.bucket.put(key, b"never read"), older))
@@ -314,14 +314,14 @@ def test_of_more_records_than_a_page_lists_only_the_newest_are_read(
 
 
 def test_the_history_of_a_proof_is_its_genuine_records_newest_first(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     known(catalog, record(proof=SIZES), record(proof=SIZES, after=61, because="purged"), record())
     catalog.bucket.put(record(proof=SIZES, after=62).home, b"{}")
     assert [each.because for each in catalog.history(BACKUP, SIZES)] == ["purged", None]
 
 
 def test_a_keyring_that_only_reads_still_judges(catalog: Catalog) -> None:
-    catalog.commit(BACKUP)
+    commit(catalog, BACKUP)
     known(catalog, record(passed=False))
     ring = catalog.keyring
     public = {name: replace(key, private=None) for name, key in ring.signing_keys.items()}
