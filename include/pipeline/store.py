@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_plus
 
 import boto3
 from botocore.config import Config
@@ -270,39 +271,44 @@ class Bucket:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every current key under a prefix, page by page, in the store's order."""
-        with self._named("list", prefix):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    yield entry["Key"]
+        asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
+        while True:
+            with self._named("list", prefix):
+                page = self.client.list_objects_v2(**asked)
+            for entry in page.get("Contents", []):
+                yield _listed_key(page, entry)
+            if not page.get("IsTruncated"):
+                return
+            asked["ContinuationToken"] = page["NextContinuationToken"]
 
     def versions(self, prefix: str) -> Iterator[ObjectVersion]:
         """Every version and deletion marker under a prefix, by key, newest first, page by page."""
-        with self._named("list the versions of", prefix):
-            for page in self.client.get_paginator("list_object_versions").paginate(Bucket=self.name, Prefix=prefix):
-                entries: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
-                found = [
-                    ObjectVersion(
-                        key=entry["Key"],
-                        version_id=entry["VersionId"],
-                        modified=entry["LastModified"].astimezone(UTC),
-                        size=entry.get("Size", 0),
-                        etag=entry.get("ETag", ""),
-                        deleted="Size" not in entry,
-                        latest=entry["IsLatest"],
-                    )
-                    for entry in entries
-                ]
-                # The store gives versions and markers as two lists. Where a second is shared (AWS keeps no finer time),
-                # the version goes before the marker: an object too many is better than one too few.
-                yield from sorted(
-                    found,
-                    key=lambda entry: (
-                        entry.key.encode(),
-                        -entry.modified.timestamp(),
-                        not entry.latest,
-                        entry.deleted,
-                    ),
+        asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
+        while True:
+            with self._named("list the versions of", prefix):
+                page = self.client.list_object_versions(**asked)
+            entries: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
+            found = [
+                ObjectVersion(
+                    key=_listed_key(page, entry),
+                    version_id=entry["VersionId"],
+                    modified=entry["LastModified"].astimezone(UTC),
+                    size=entry.get("Size", 0),
+                    etag=entry.get("ETag", ""),
+                    deleted="Size" not in entry,
+                    latest=entry["IsLatest"],
                 )
+                for entry in entries
+            ]
+            # The store gives versions and markers as two lists. Where a second is shared (AWS keeps no finer time), the
+            # version goes before the marker: an object too many is better than one too few.
+            found.sort(
+                key=lambda entry: (entry.key.encode(), -entry.modified.timestamp(), not entry.latest, entry.deleted)
+            )
+            yield from found
+            if not page.get("IsTruncated"):
+                return
+            asked |= _next_page(page, found)
 
     def clock(self) -> datetime:
         """The store's own time, as its `Date` header tells it: whole seconds, aware UTC."""
@@ -582,6 +588,28 @@ def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_f
         # Whoever refuses the bytes abandons this, and the garbage collector may end it in the midst of anything: inside
         # the client's own locks, which a request that is still on its way needs. So nothing is waited for.
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _listed_key(page: Any, entry: Any) -> str:
+    """A listed key. The client's own decoding and paging are not used.
+
+    They decode what Ceph does not encode (its markers: after a page that ends with `%2F` keys were skipped), and begin
+    again after a page that ends with a key called `None`.
+    """
+    key: str = entry["Key"]
+    return unquote_plus(key) if page.get("EncodingType") == "url" else key
+
+
+def _next_page(page: Any, found: list[ObjectVersion]) -> dict[str, str]:
+    """Where a listing of versions goes on: after the last of a page, whose key not every store spells alike."""
+    version_id = page.get("NextVersionIdMarker", "")
+    last = found[-1].key if found else ""
+    if any(version.version_id == version_id for version in found if version.key == last):
+        return {"KeyMarker": last, "VersionIdMarker": version_id}
+    return {
+        "KeyMarker": _listed_key(page, {"Key": page["NextKeyMarker"]}),
+        **({"VersionIdMarker": version_id} if version_id else {}),
+    }
 
 
 def _checksum(body: bytes) -> str:
