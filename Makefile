@@ -6,7 +6,7 @@ MINISTACK := ministack==1.5.33
 AWSCLI := awscli==1.46.3
 LOCK := $(UV) pip compile --quiet --universal --python-version 3.11 --exclude-newer 2026-11-01 --no-emit-index-url
 
-.PHONY: env demo airflow test soak bench lint requirements lock clean
+.PHONY: env demo airflow test soak gateway bench lint requirements lock clean
 
 env: .venv/.built ## the environment, in .venv
 
@@ -31,6 +31,11 @@ test: env ## the whole suite
 
 soak: env ## the long ones
 	$(BIN)/python -m pytest -m soak --override-ini addopts="-ra --strict-markers"
+
+gateway: env ## what is tested on the second S3 server, alone
+	@for program in radosgw ceph-mon ceph-osd; do command -v $$program >/dev/null || { \
+	  echo "There is no $$program. On Debian: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 1; }; done
+	$(BIN)/python -m pytest -m "gateway and not soak" --override-ini addopts="-ra --strict-markers --import-mode=importlib"
 
 bench: env .venv/awscli ## ours beside pg_dump and the aws command, on one server and one store; about a quarter of an hour
 	$(BIN)/python -m benchmarks

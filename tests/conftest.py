@@ -16,6 +16,16 @@ from include.sandbox.s3 import S3Server
 from include.sandbox.server import terminated_like_interrupted
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs on Ceph's gateway, so that `make gateway` finds it: by fixture, or by a parameter."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values() if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ()
+        )
+        if "ceph" in getattr(item, "fixturenames", ()) or "ceph" in parameters:
+            item.add_marker(pytest.mark.gateway)
+
+
 @pytest.fixture(scope="session")
 def sandbox_directory() -> Iterator[Path]:
     """A directory for servers, removed at the end.
