@@ -25,6 +25,7 @@ from include.errors import BackupError
 from include.pipeline.process import SinkFailed, child_environment, run_sink
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import swap_databases
+from include.recovery.scratch import mark
 from include.recovery.selection import (
     ALWAYS_LEFT_OUT,
     FOREIGN_KEY,
@@ -193,6 +194,7 @@ class _Restore:
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
         self._components: dict[str, list[str]] = document["components"]
+        self._comment = f"COMMENT ON DATABASE {_quoted(self._scratch_name)} IS NULL"
 
     def run(self, keep_as: str | None) -> RestoredDatabase:
         with tempfile.TemporaryDirectory(prefix="restore-", dir=self._scratch) as directory:
@@ -313,7 +315,8 @@ class _Restore:
     def sample(self, component: str) -> RestoredDatabase:
         expected = frozenset(self._components[component])
         try:
-            self._execute([f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0{self._encoding()}"])
+            create = f"CREATE DATABASE {_quoted(self._scratch_name)} TEMPLATE template0{self._encoding()}"
+            self._execute([create, mark(self._scratch_name)])
             self._pipe(PRE_DATA, *_UNOWNED)
             self._pipe(component_dump(component), *_UNOWNED)
             with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
@@ -348,12 +351,16 @@ class _Restore:
 
     def _create_as_it_was(self, pre_data: Path) -> None:
         """Create the scratch database with the locale, settings, owner and privileges that the dump recorded."""
-        self._execute(self._creation(pre_data))
+        create, *others = self._creation(pre_data)
+        # Until it is put in place its comment is the mark of a scratch database.
+        self._comment = next((statement for statement in others if statement.startswith("COMMENT ")), self._comment)
+        others = [statement for statement in others if statement != self._comment]
+        self._execute([create, mark(self._scratch_name), *others])
 
     def _create_unowned(self, pre_data: Path) -> None:
         """Create the scratch database with the encoding and locale that the dump recorded, and nothing else."""
         create = next(one for one in self._creation(pre_data) if one.startswith("CREATE DATABASE "))
-        self._execute([_IN_TABLESPACE.sub(";", create)])
+        self._execute([_IN_TABLESPACE.sub(";", create), mark(self._scratch_name)])
 
     def _creation(self, pre_data: Path) -> list[str]:
         """The statements that make the scratch database what the dump recorded.
@@ -443,12 +450,15 @@ class _Restore:
         return list(statements(self._script(dump, entries))) if entries else []
 
     def _put_in_place(self, keep_as: str | None) -> None:
-        """Give the scratch database its name; what has the name until now gets `keep_as`."""
+        """Give the scratch database its name and its comment; what has the name until now gets `keep_as`."""
+        ours = f"DATABASE {_quoted(self._name)}"
+        comment = _NAMED_DATABASE.sub(lambda _: ours, self._comment, count=1)
         if keep_as is None:
-            self._execute([f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"])
+            rename = f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"
+            self._execute([f"{rename}; {comment}"])  # one string, so one transaction
         else:
             with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
-                swap_databases(session, self._scratch_name, name=self._name, keep_as=keep_as)
+                swap_databases(session, self._scratch_name, name=self._name, keep_as=keep_as, comment=comment)
 
     def _spooled(self, artifact: str, directory: Path) -> Path:
         """A dump on disk: pg_restore reads a table of contents twice, or jumps in it, only in a file."""

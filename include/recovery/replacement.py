@@ -34,8 +34,10 @@ def kept_database_name(name: str) -> str:
     return kept_name(name, most_bytes=_MOST_BYTES_OF_A_NAME)
 
 
-def swap_databases(session: Session, new: str, *, name: str, keep_as: str) -> None:
+def swap_databases(session: Session, new: str, *, name: str, keep_as: str, comment: str = "") -> None:
     """Rename `name` to `keep_as` and `new` to `name`, both or neither; `session` is in another database.
+
+    `comment` is the statement that gives the new one its comment, in place of the mark of a scratch database.
 
     A database in use cannot be renamed: nobody is let in any more, who is in is sent away, and after the renaming the
     old one is open again. Raises `BackupError` with the server's words when it refuses (a prepared transaction in it,
@@ -56,6 +58,8 @@ def swap_databases(session: Session, new: str, *, name: str, keep_as: str) -> No
         with session.transaction():
             session.execute(_rename(name, keep_as))
             session.execute(_rename(new, name))
+            if comment:
+                session.execute(comment.encode())
     except psycopg.Error as error:
         raise BackupError(
             f"The database {name} could not be replaced: {error.diag.message_primary or type(error).__name__}.",
