@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from include.backup.application import Application
 from include.backup.prepare import make_scratch
+from include.backup.scratch import SCRATCH_VARIABLE, hold
 from include.operators import connections
 from include.pipeline.keys import Keyring
 from include.policy import Policy, load_policy
@@ -16,20 +17,16 @@ from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Slot
 
-SCRATCH_VARIABLE = "BACKUP_SCRATCH"
-
 
 @dataclass(frozen=True)
-class BackupRun:
-    """What the steps of one run work on; each part is made when it is first asked for.
+class Surroundings:
+    """What every step works on; each part is made when it is first asked for.
 
     `scratch_root` is where temporary directories go; empty means the one that `BACKUP_SCRATCH` names, else `scratch` in
     Airflow's home, which nobody else writes to.
     """
 
-    backup: BackupId
-    slot: Slot | None
-    scratch_root: str = ""
+    scratch_root: str = field(default="", kw_only=True)
 
     @cached_property
     def policy(self) -> Policy:
@@ -67,6 +64,14 @@ class BackupRun:
         home = Path(os.environ.get("AIRFLOW_HOME") or "~/airflow").expanduser()
         return Path(self.scratch_root or os.environ.get(SCRATCH_VARIABLE) or home / "scratch")
 
+
+@dataclass(frozen=True)
+class BackupRun(Surroundings):
+    """What the steps of one backup's run work on."""
+
+    backup: BackupId
+    slot: Slot | None
+
     @property
     def scratch_name(self) -> str:
         """What this run's temporary directory is called, on every worker."""
@@ -74,5 +79,10 @@ class BackupRun:
 
     @cached_property
     def scratch(self) -> Path:
-        """This run's temporary directory, made where it is missing: another worker may have prepared the run."""
-        return make_scratch(self.root, self.scratch_name)
+        """This run's temporary directory, made where it is missing: another worker may have prepared the run.
+
+        It is held until this process ends, so that the reaper knows that somebody works in it.
+        """
+        scratch = make_scratch(self.root, self.scratch_name)
+        hold(scratch)
+        return scratch

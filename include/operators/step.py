@@ -31,22 +31,20 @@ RETRIES: dict[str, Any] = {
 CHECK_TIMEOUT = timedelta(minutes=5)
 
 
-class BackupStep(BaseOperator):
-    """One step of a backup of `backup_type`. Its XCom is a small dict of facts.
+class Step(BaseOperator):
+    """One step of any DAG. Its XCom is a small dict of facts.
 
     A `BackupError` is logged as what happened and how to mend it. One that another try cannot mend (a missing
     connection, a keyring, the policy) fails the task at once; any other is tried again.
 
-    :param backup_type: `full`, `incremental` or `snapshot`: with the run, it names the backup.
     :param scratch_root: where temporary directories go; empty for `BACKUP_SCRATCH` or Airflow's home. (templated)
     """
 
     template_fields: Sequence[str] = ("scratch_root",)
     ui_color = "#e8f0f7"
 
-    def __init__(self, *, backup_type: BackupType, scratch_root: str = "", **kwargs: Any) -> None:
+    def __init__(self, *, scratch_root: str = "", **kwargs: Any) -> None:
         super().__init__(**{"execution_timeout": CHECK_TIMEOUT, **RETRIES, **kwargs})
-        self.backup_type = backup_type
         self.scratch_root = scratch_root
 
     def execute(self, context: Context) -> Facts:
@@ -62,6 +60,21 @@ class BackupStep(BaseOperator):
             raise
 
     @abstractmethod
+    def _take(self, context: Context) -> Facts:
+        """Call the engine; returns the facts for the XCom."""
+
+
+class BackupStep(Step):
+    """One step of a backup of `backup_type`.
+
+    :param backup_type: `full`, `incremental` or `snapshot`: with the run, it names the backup.
+    """
+
+    def __init__(self, *, backup_type: BackupType, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.backup_type = backup_type
+
+    @abstractmethod
     def step(self, run: BackupRun) -> Facts:
         """Call the engine; returns the facts for the XCom."""
 
@@ -71,7 +84,7 @@ class BackupStep(BaseOperator):
 
         backup, slot = name_backup(self.backup_type, context["dag_run"])
         self.log.info("This run makes %s.", backup)
-        return self.step(BackupRun(backup, slot, self.scratch_root))
+        return self.step(BackupRun(backup, slot, scratch_root=self.scratch_root))
 
 
 def _hopeless() -> tuple[type[BackupError], ...]:

@@ -218,6 +218,7 @@ class Storage(Section):
     replica: Replica
     cold: Cold
     attempts_reaped_after: CalendarPeriod
+    lifecycle_schedule: Cron
 
     @field_validator("replica")
     @classmethod

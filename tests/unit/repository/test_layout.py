@@ -12,10 +12,13 @@ from include.repository.layout import (
     BACKUP_TYPES,
     BackupId,
     NotABackupId,
+    Place,
     envelope_key,
     envelope_prefix,
     new_attempt,
     new_pack_id,
+    pack_key,
+    place_of,
 )
 
 moments = st.datetimes(min_value=datetime(1000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
@@ -83,3 +86,35 @@ def test_names_are_random_and_fit_postgresql() -> None:
     assert len({new_attempt() for _ in range(1_000)}) == len({new_pack_id() for _ in range(1_000)}) == 1_000
     assert len(f"{longest}.{new_attempt()}".encode()) <= 63
     assert envelope_key("owner", "attempt", "kek").startswith(envelope_prefix("owner", "attempt"))
+
+
+@settings(deadline=None)
+@given(scheduled | manual)
+def test_a_key_says_whose_it_is(backup: BackupId) -> None:
+    attempt, pack = new_attempt(), new_pack_id()
+
+    assert place_of(backup.attempt_prefix(attempt) + "database/users.pgdump.zst.enc/00000") == Place(attempt, backup)
+    assert place_of(pack_key(pack)) == Place(None, pack=pack)
+    assert place_of(envelope_key(str(backup), attempt, "kek-1")) == Place(attempt, backup, envelope=True)
+    assert place_of(envelope_key(pack, attempt, "kek-1")) == Place(attempt, pack=pack, envelope=True)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        MIDNIGHT.manifest_key,
+        "full/2026/11/22/full-20261122T000000Z/0123456789abcdef",
+        "full/2026/11/22/full-20261122T000000Z/0123456789ABCDEF/x",
+        "full/2026/11/23/full-20261122T000000Z/0123456789abcdef/x",
+        "snapshot/2026/11/22/full-20261122T000000Z/0123456789abcdef/x",
+        "wal/1/1/000000010000000000000001.0123456789abcdef.zst.enc",
+        "packs/0123",
+        "packs/" + "f" * 32 + "/x",
+        "keys/somebody/0123456789abcdef/kek-1.json",
+        "keys/full-20261122T000000Z/0123456789abcdef",
+        "verification/full-20261122T000000Z/1.json",
+        "",
+    ],
+)
+def test_what_no_try_writes_is_nobodys(key: str) -> None:
+    assert place_of(key) is None

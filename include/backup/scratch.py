@@ -1,0 +1,88 @@
+"""Whose temporary directory is whose: a step holds its run's by a lock that dies with the process.
+
+Between the steps of a run nobody holds it, so the lock alone proves nothing: a directory is dead when no step holds it
+and nothing in it has changed for the policy's time. Locks and times are those of one worker: each reaps its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from include.errors import BackupError
+from include.repository.layout import named_by
+
+SCRATCH_VARIABLE = "BACKUP_SCRATCH"
+
+
+class DirectoryInUse(BackupError):
+    """A temporary directory that a step works in."""
+
+
+@dataclass(frozen=True)
+class TemporaryDirectory:
+    """One run's: where it is, its bytes, and when anything in it changed last (this machine's clock, aware UTC)."""
+
+    path: Path
+    bytes: int
+    changed: datetime
+
+
+def hold(directory: Path) -> int:
+    """Hold a run's directory for as long as this process lives, or until the returned descriptor is closed.
+
+    Several steps of one run may hold it at once.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    return descriptor
+
+
+def temporary_directories(root: Path) -> list[TemporaryDirectory]:
+    """Every directory below `root` that is called after a backup, is this user's, and is held by no step."""
+    if not root.is_dir():
+        return []
+    ours = (
+        path
+        for path in sorted(root.iterdir())
+        if named_by(path.name) is not None and path.is_dir() and not path.is_symlink()
+        if path.stat().st_uid == os.getuid()
+    )
+    found = []
+    for path in ours:
+        with suppress(DirectoryInUse), _alone(path):
+            found.append(_measured(path))
+    return found
+
+
+def remove_directory(directory: TemporaryDirectory) -> None:
+    """Remove it with all that is in it; raises `DirectoryInUse` when a step holds it, or has changed it since."""
+    with _alone(directory.path):
+        if _measured(directory.path) != directory:
+            raise DirectoryInUse(f"{directory.path} has changed.", mend="Leave it to the run that it belongs to.")
+        shutil.rmtree(directory.path)
+
+
+def _measured(path: Path) -> TemporaryDirectory:
+    inside = [each.lstat() for each in (path, *path.rglob("*"))]
+    changed = datetime.fromtimestamp(max(each.st_mtime for each in inside), UTC)
+    return TemporaryDirectory(path, sum(each.st_size for each in inside if stat.S_ISREG(each.st_mode)), changed)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise DirectoryInUse(f"A step works in {path}.", mend="Leave it alone.") from None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,45 @@
+"""The steps that keep the stores tidy, once a day."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from include.operators.step import Facts, Step
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class Reap(Step):
+    """Remove what dead runs left behind, after the policy's time (law 5).
+
+    What it was refused (by Object Lock, by a missing permission) fails the task when everything else is gone. Temporary
+    directories are those of the worker that it lands on.
+    """
+
+    def _take(self, context: Context) -> Facts:
+        from include.backup import reaper  # noqa: PLC0415 - the engine: over a second
+        from include.operators.connections import database_login  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        here = Surroundings(scratch_root=self.scratch_root)
+        leftovers = reaper.Reaper(
+            here.catalog,
+            here.policy,
+            source=[here.application.barrier, here.application.dump],
+            restores=database_login(here.policy.sources.database.scratch_connection),
+            root=here.root,
+        ).find()
+        for words in leftovers.left_alone:
+            self.log.warning("Left alone: %s", words)
+        stays = reaper.remove(leftovers.findings)
+        if stays:
+            raise reaper.NotRemoved(
+                f"{len(stays)} of {len(leftovers.findings)} leftovers stay. " + " ".join(stays),
+                mend="Mend what they name; the next run tries again.",
+            )
+        return {
+            "removed": len(leftovers.findings),
+            "bytes": sum(each.bytes for each in leftovers.findings),
+            "left_alone": len(leftovers.left_alone),
+        }
