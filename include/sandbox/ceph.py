@@ -189,6 +189,14 @@ class CephGateway:
         finally:
             self._run(*administer, "user", "rm", "--purge-data")
 
+    def crash(self) -> None:
+        """SIGKILL the gateway; what it stored is with the other daemons, and stays."""
+        self._gateway.crash()
+
+    def start(self) -> None:
+        """Start the gateway again on the same port, after a crash."""
+        self._gateway.start()
+
     def _configure(self, monitor: int) -> None:
         fsid = str(uuid.uuid4())
         (self.directory / "ceph.conf").write_text(
