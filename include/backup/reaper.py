@@ -24,11 +24,16 @@ from include.repository.catalog import Catalog
 from include.repository.layout import PROBES, named_by
 from include.repository.manifest import Manifest, ManifestRefused
 from include.sources.postgres.login import DatabaseLogin
-from include.sources.postgres.sessions import RunSession, end_session, run_sessions
+from include.sources.postgres.server import identify
+from include.sources.postgres.sessions import APPLICATION, RunSession, end_session, run_sessions
 
 log = logging.getLogger(__name__)
 
 Kind = Literal["attempt", "probe", "session", "scratch database", "temporary directory"]
+
+
+class WrongServer(BackupError):
+    """A server that is not the one that is backed up: it cannot tell which tries live."""
 
 
 class NotRemoved(BackupError):
@@ -92,6 +97,7 @@ class Reaper:
 
         Raises `BackupError` when a place cannot be looked at: nobody is declared dead by half a look.
         """
+        self._must_be_the_source()
         before = self._policy.storage.attempts_reaped_after.before(self._catalog.bucket.clock())
         left_alone: list[str] = []
         findings = [
@@ -102,6 +108,20 @@ class Reaper:
             *self._found_directories(before),
         ]
         return Leftovers(tuple(findings), tuple(left_alone))
+
+    def _must_be_the_source(self) -> None:
+        """A standby, or another cluster, knows nothing of the sessions that live; raises `BackupError`."""
+        newest = [entry.manifest for entry in self._catalog.entries() if entry.manifest][-1:]
+        for login in self._source:
+            with login.connect(application_name=APPLICATION, autocommit=True) as session:
+                server = identify(session)
+            if newest and server.system_identifier != newest[0].database.system_identifier:
+                raise WrongServer(
+                    f"{login} is system {server.system_identifier}, and {newest[0].id} was made of system "
+                    f"{newest[0].database.system_identifier}.",
+                    mend="Name the server that is backed up: only it knows which tries live. After a new cluster, make "
+                    "a full backup first.",
+                )
 
     def _found_attempts(self, before: datetime, left_alone: list[str]) -> list[Finding]:
         found = self._attempts.find_dead(before=before)

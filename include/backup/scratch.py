@@ -38,11 +38,15 @@ class TemporaryDirectory:
 def hold(directory: Path) -> int:
     """Hold a run's directory for as long as this process lives, or until the returned descriptor is closed.
 
-    Several steps of one run may hold it at once.
+    Several steps of one run may hold it at once. One that the reaper took at this very moment is made again.
     """
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(descriptor, fcntl.LOCK_SH)
-    return descriptor
+    while True:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor
+        os.close(descriptor)
 
 
 def temporary_directories(root: Path) -> list[TemporaryDirectory]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from include.backup.sample import turn_of
@@ -28,7 +29,7 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.synapse import Synapse
 
-DAG = "full_backup"
+DAG, LIFECYCLE = "full_backup", "storage_lifecycle"
 SCALE = 0.2
 RUN_WITHIN = 240.0
 SOON = 60.0
@@ -226,6 +227,38 @@ def test_a_task_killed_in_mid_upload_is_tried_again_and_one_backup_is_committed(
     [made] = [each for each in on.manifests() if each.id not in before]
     assert made.attempt != killed
     assert killed in attempts_of(on)  # unreferenced, and reaped later
+
+
+@only_on_18
+def test_the_storage_lifecycle_removes_what_a_dead_run_left(on: Running) -> None:
+    committed = on.manifest(on.scheduled())
+    on.client.unpause(LIFECYCLE)
+    with closing(on.installation.dump.connect(application_name=f"{committed.id}.{'f' * 16}.S")) as left:
+        left.execute("SELECT 1")
+        run = on.client.trigger(LIFECYCLE)
+        assert on.client.wait(LIFECYCLE, run, within=RUN_WITHIN) == "success"
+        with pytest.raises(psycopg.OperationalError):
+            left.execute("SELECT 1")
+    assert committed in on.manifests()
+
+
+@pytest.mark.soak
+@only_on_18
+@pytest.mark.requirement("R4.3", "R4.4")
+@pytest.mark.parametrize("killed", ["supervisor", "both"])
+def test_a_supervisor_killed_in_mid_upload_costs_one_try(on: Running, tmp_path: Path, killed: str) -> None:
+    on.scheduled()
+    before = {each.id for each in on.manifests()}
+    with in_mid_upload(on) as (run, _, task):
+        victims = [task.parent(), *([task] if killed == "both" else [])]
+        for process in victims:
+            assert process is not None
+            process.kill()
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "success", on.explain(run)
+    psutil.wait_procs([task], timeout=SOON)  # a task without its supervisor may be at it still
+    [made] = [each for each in on.manifests() if each.id not in before]
+    assert len(list(on.catalog.bucket.versions(made.backup.manifest_key))) == 1
+    assert check_integrity(on.catalog, made.backup, load_policy(), scratch=tmp_path)["objects"] == made.objects.objects
 
 
 @only_on_18

@@ -17,7 +17,7 @@ import pytest
 from psycopg import sql
 
 from include.backup.full import make_full_backup
-from include.backup.reaper import Finding, Leftovers, Reaper, remove
+from include.backup.reaper import Finding, Leftovers, Reaper, WrongServer, remove
 from include.backup.scratch import hold
 from include.backup.verify import check_integrity
 from include.errors import BackupError
@@ -31,6 +31,7 @@ from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
+from include.sandbox.postgres import PostgresServer
 from include.sources.postgres import barrier
 from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 from include.sources.postgres.sessions import run_sessions
@@ -120,6 +121,14 @@ def test_who_is_dead_is_not_told_while_the_database_is_away(
     nowhere = DatabaseLogin(host="127.0.0.1", port=1, user="nobody", password="", dbname="none")
     reaper = Reaper(catalog, POLICY, source=[nowhere], restores=installation.scratch, root=None)
     with later(catalog), pytest.raises(DatabaseUnreachable):
+        reaper.find()
+
+
+def test_another_server_cannot_tell_who_lives(
+    installation: Installation, catalog: Catalog, manifest: Manifest, postgres15: PostgresServer
+) -> None:
+    reaper = Reaper(catalog, POLICY, source=[postgres15.superuser], restores=installation.scratch, root=None)
+    with later(catalog), pytest.raises(WrongServer, match=manifest.database.system_identifier):
         reaper.find()
 
 
@@ -352,6 +361,25 @@ def test_a_directory_is_held_by_a_step_and_dies_with_it(catalog: Catalog, reaper
         assert "has changed" in remove([found])[0]
         assert remove(of("temporary directory", reaper.find())) == []
     assert {path.name for path in scratch.iterdir()} == {"notes", "full-20261123"}
+
+
+def test_a_directory_that_the_reaper_takes_while_a_step_comes_is_made_again(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = scratch / str(UNDECIDED)
+    lock, taken = fcntl.flock, []
+
+    def late(descriptor: int, how: int) -> None:
+        if not taken:
+            taken.append(directory)
+            directory.rmdir()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    descriptor = hold(directory)
+    assert taken
+    assert os.fstat(descriptor).st_ino == directory.stat().st_ino
+    os.close(descriptor)
 
 
 # The command line
