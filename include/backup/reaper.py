@@ -147,16 +147,16 @@ class Reaper:
     def _found_probes(self, before: datetime) -> list[Finding]:
         bucket = self._catalog.bucket
         probes = find_probes(bucket, before=before)
-        if not probes:
+        if probes is None:
             return []
         return [
             Finding(
                 "probe",
                 f"{PROBES}…",
-                f"{bucket}: {len(probes)} versions",
-                max(probe.modified for probe in probes),
-                sum(probe.size for probe in probes),
-                "a preparation wrote it, and needs it for a moment only",
+                f"{bucket}: {len(probes.objects)} versions, {len(probes.uploads)} unfinished uploads",
+                probes.written,
+                sum(each.size for each in probes.objects) + sum(each.bytes for each in probes.uploads),
+                "a check wrote it, and needs it for a moment only",
                 lambda: _whole(remove_probes(bucket, probes)),
             )
         ]

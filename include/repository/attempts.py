@@ -18,8 +18,7 @@ try its manifest. A backup type that lists packs of other tries must look for th
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -209,17 +208,29 @@ class Attempts:
         self._bucket.delete_version(version.key, version.version_id)
 
 
-def find_probes(bucket: Bucket, *, before: datetime) -> list[ObjectVersion]:
-    """What preparations left of their probes: every version and marker of those untouched since `before`."""
-    touched: dict[str, list[ObjectVersion]] = defaultdict(list)
-    for version in bucket.versions(PROBES):
-        touched[version.key].append(version)
-    return [version for each in touched.values() if max(one.modified for one in each) < before for version in each]
+@dataclass(frozen=True)
+class Probes:
+    """What checks left of their probes: every version and marker, and uploads; `written` is the newest of them."""
+
+    objects: tuple[ObjectVersion, ...]
+    uploads: tuple[UnfinishedUpload, ...]
+    written: datetime
 
 
-def remove_probes(bucket: Bucket, probes: Sequence[ObjectVersion]) -> Removed:
+def find_probes(bucket: Bucket, *, before: datetime) -> Probes | None:
+    """Those that are older than `before`."""
+    objects = tuple(each for each in bucket.versions(PROBES) if each.modified < before)
+    uploads = tuple(each for each in bucket.unfinished_uploads(PROBES) if each.touched < before)
+    written = [*(each.modified for each in objects), *(each.touched for each in uploads)]
+    return Probes(objects, uploads, max(written)) if written else None
+
+
+def remove_probes(bucket: Bucket, probes: Probes) -> Removed:
     """Delete them for good; a probe is nobody's data."""
-    jobs = [partial(bucket.delete_version, probe.key, probe.version_id) for probe in probes]
+    jobs = [
+        *(partial(bucket.abort, upload) for upload in probes.uploads),
+        *(partial(bucket.delete_version, probe.key, probe.version_id) for probe in probes.objects),
+    ]
     refused = tuple(said for job in jobs if (said := _refusal(job)))
     return Removed(len(jobs) - len(refused), refused)
 

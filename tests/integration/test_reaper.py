@@ -436,8 +436,11 @@ def test_the_server_is_told_to_miss_a_client_that_vanished(
     installation: Installation,
 ) -> None:
     told: list[tuple[str, ...]] = []
-    for settings in (barrier._settings_of_s(POLICY.barrier), barrier._settings_of_l(POLICY.barrier)):
-        with barrier._session(installation.barrier, "test", {**settings, "deadlock_timeout": "20"}) as session:
+    of_s = barrier._settings_of_s(POLICY.barrier)
+    with barrier._session(installation.dump, "test", of_s) as s:
+        of_l = barrier._settings_of_l(POLICY.barrier, s)
+    for login, settings in ((installation.dump, of_s), (installation.barrier, of_l)):
+        with barrier._session(login, "test", settings) as session:
             row = session.execute(
                 "SELECT current_setting('tcp_keepalives_idle'), current_setting('tcp_user_timeout'),"
                 " current_setting('client_connection_check_interval')"

@@ -16,9 +16,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from include.backup.checks.check import Facts, NotReady, Remark, demand, remark
 from include.pipeline.store import Bucket, ObjectExists, StoreError
+from include.repository.layout import PROBES
 from include.sources.objects import require_versions, versioning_command
-
-PROBES = "state/probe-"
 
 
 def reach(bucket: Bucket) -> Facts:
