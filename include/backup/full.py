@@ -65,6 +65,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STREAMS_AT_MOST = 12
+"""`grants.sql` gives the dump login 16 sessions: a dump each, the snapshot's own, and one that a dead try left."""
 STRUCTURE_CLASS = "operational"
 """Schema, roles and settings are kept as long as the system's own configuration."""
 
@@ -233,19 +235,24 @@ class _Copy:
         self._warnings: list[str] = list(self._plan.warnings)
         self._objects = self._object_bytes = self._files = 0
         self._found: set[str] = set()
+        self._room = threading.BoundedSemaphore(policy.pipeline.parts_in_flight)
         self._lock, self._stopped = threading.Lock(), threading.Event()
 
     def run(self) -> None:
-        """Write every artifact, some side by side; the first failure stops the others and is raised."""
+        """Write every artifact, all side by side; the first failure stops the others and is raised.
+
+        Every dump begins at once, because one that attaches late may wait behind an ALTER TABLE that came meanwhile.
+        They share one bound on the parts on their way, so that many take little more memory than one. Objects go one
+        component after another: each has workers of its own.
+        """
         named = self._named_objects()
         jobs: list[Callable[[], None]] = [
-            self._write_tables_of_contents,
             *(partial(self._write_dump, stream) for stream in self._dumps()),
-            *(partial(self._write_objects, component, named) for component in self._object_components()),
-            self._write_repository,
-            *(partial(self._write_files, component) for component in self._policy.components_of("configuration")),
+            self._write_tables_of_contents,
+            partial(self._write_all_objects, named),
+            self._write_configuration,
         ]
-        with ThreadPoolExecutor(self._policy.pipeline.streams_at_once, thread_name_prefix="stream") as pool:
+        with ThreadPoolExecutor(_STREAMS_AT_MOST, thread_name_prefix="stream") as pool:
             running = [pool.submit(job) for job in jobs]
             try:
                 wait(running, return_when=FIRST_EXCEPTION)
@@ -356,6 +363,10 @@ class _Copy:
     def _object_components(self) -> list[Component]:
         return [*self._policy.components_of("objects"), self._policy.unclassified("objects")]
 
+    def _write_all_objects(self, named: frozenset[str]) -> None:
+        for component in self._object_components():
+            self._write_objects(component, named)
+
     def _write_objects(self, component: Component, named: frozenset[str]) -> None:
         source, bucket = self._application.objects, self._catalog.bucket
         versions = list_component(
@@ -375,6 +386,7 @@ class _Copy:
             attempt=self._attempt,
             policy=self._policy.pipeline,
             progress=self._progress,
+            room=self._room,
         ) as packed:
             self._write(
                 object_index(component.name),
@@ -392,6 +404,11 @@ class _Copy:
                 f"{packed.objects} objects of {source} are in no component: "
                 f"they are kept as {component.retention_class} data."
             )
+
+    def _write_configuration(self) -> None:
+        self._write_repository()
+        for component in self._policy.components_of("configuration"):
+            self._write_files(component)
 
     def _write_repository(self) -> None:
         point = self._point.observations.configuration
@@ -430,6 +447,7 @@ class _Copy:
             key=self._key,
             policy=self._policy.pipeline,
             progress=self._progress,
+            room=self._room,
         )
         artifact = describe(written, name, component=component, retention_class=retention_class, attempt=self._attempt)
         log.info(

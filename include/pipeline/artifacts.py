@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ from include.policy import Pipeline
 
 FETCH_BYTES = 8 << 20
 _CHUNK_BYTES = 1 << 20
+NETWORK_BOUND, PROCESSOR_BOUND = 0.5, 0.2
+"""Shares of a segment's time spent waiting for the network: above the first and below the second the level moves."""
 _UNKNOWN_TAIL = 20 << 10
 """What a flushed stream may still hold back or add: a Cobblestone chunk of 16 KiB, the frame's end, a reserve."""
 
@@ -55,65 +58,82 @@ class Written:
     seconds: float
 
 
+def next_level(level: int, waited: float, seconds: float, policy: Pipeline) -> int:
+    """The zstd level of the segment after one that took `seconds` at `level` and stood still for `waited` of them.
+
+    A stream that waits for the network has processor time to spare, and compresses better; one that does not wait for
+    it is held up by the processor, and compresses faster. In between the level stays.
+    """
+    share = waited / seconds if seconds > 0 else 0.0
+    step = (share > NETWORK_BOUND) - (share < PROCESSOR_BOUND)
+    return min(max(level + step, policy.compression_lowest), policy.compression_highest)
+
+
 def write_artifact(
-    source: Iterable[bytes], *, bucket: Bucket, place: ArtifactPlace, key: bytes, policy: Pipeline, progress: Progress
+    source: Iterable[bytes],
+    *,
+    bucket: Bucket,
+    place: ArtifactPlace,
+    key: bytes,
+    policy: Pipeline,
+    progress: Progress,
+    room: threading.Semaphore | None = None,
 ) -> Written:
     """Stream `source` into segments of at most `policy.segment_bytes` stored, in bounded memory.
 
-    Every segment is durable when this returns. An error of the source, of the store or of anything else leaves no
-    segment that is half-written; whole ones stay unreferenced until the reaper takes them.
+    Streams that share `room` share the memory of parts on their way. The first segment has `policy.compression_level`,
+    each one after it what `next_level` makes of the one before. Every segment is durable when this returns. An error of
+    the source, of the store or of anything else leaves no segment that is half-written; whole ones stay unreferenced
+    until the reaper takes them.
     """
     began = time.monotonic()
     chunks = _slices(source, min(_CHUNK_BYTES, max(policy.segment_bytes // 8, 1)))
     segments: list[Segment] = []
+    level = policy.compression_level
     ahead = next(chunks, None)
     while ahead is not None or not segments:
-        segment, ahead = _write_segment(
-            ahead, chunks, bucket=bucket, place=place, number=len(segments), key=key, policy=policy, progress=progress
-        )
-        segments.append(segment)
+        number, started = len(segments), time.monotonic()
+        with Upload(
+            bucket, place.segment_key(number), part_bytes=policy.part_bytes, in_flight=policy.parts_in_flight, room=room
+        ) as upload:
+            sealer = Sealer(key, place.segment_context(number), level=level, workers=policy.compression_workers)
+            ahead = _fill_segment(ahead, chunks, sealer, upload, policy=policy, progress=progress)
+            upload.complete()
+        segments.append(Segment(upload.key, sealer.measure()))
+        level = next_level(level, upload.waited, time.monotonic() - started, policy)
     return Written(tuple(segments), time.monotonic() - began)
 
 
-def _write_segment(
+def _fill_segment(
     first: memoryview | None,
     chunks: Iterator[memoryview],
+    sealer: Sealer,
+    upload: Upload,
     *,
-    bucket: Bucket,
-    place: ArtifactPlace,
-    number: int,
-    key: bytes,
     policy: Pipeline,
     progress: Progress,
-) -> tuple[Segment, memoryview | None]:
-    """Write segment `number`, beginning with `first`.
+) -> memoryview | None:
+    """Seal and send one segment, beginning with `first`.
 
-    Returns it, and the chunk that did not fit: None at the source's end.
+    Returns the chunk that did not fit: None at the source's end.
     """
-    sealer = Sealer(
-        key, place.segment_context(number), level=policy.compression_level, workers=policy.compression_workers
-    )
     chunk, unflushed = first, 0
-    with Upload(
-        bucket, place.segment_key(number), part_bytes=policy.part_bytes, in_flight=policy.parts_in_flight
-    ) as upload:
 
-        def store(stored: bytes, raw: int = 0) -> None:
-            upload.write(stored)
-            progress.add(raw=raw, stored=len(stored))
+    def store(stored: bytes, raw: int = 0) -> None:
+        upload.write(stored)
+        progress.add(raw=raw, stored=len(stored))
 
-        while chunk is not None:
-            if sealer.raw_bytes and sealer.stored_bytes + _ceiling(unflushed + len(chunk)) > policy.segment_bytes:
-                store(sealer.flush())
-                unflushed = 0
-                if sealer.stored_bytes + _ceiling(len(chunk)) > policy.segment_bytes:
-                    break
-            store(sealer.add(chunk), raw=len(chunk))
-            unflushed += len(chunk)
-            chunk = next(chunks, None)
-        store(sealer.finish())
-        upload.complete()
-    return Segment(upload.key, sealer.measure()), chunk
+    while chunk is not None:
+        if sealer.raw_bytes and sealer.stored_bytes + _ceiling(unflushed + len(chunk)) > policy.segment_bytes:
+            store(sealer.flush())
+            unflushed = 0
+            if sealer.stored_bytes + _ceiling(len(chunk)) > policy.segment_bytes:
+                break
+        store(sealer.add(chunk), raw=len(chunk))
+        unflushed += len(chunk)
+        chunk = next(chunks, None)
+    store(sealer.finish())
+    return chunk
 
 
 def read_artifact(

@@ -24,6 +24,8 @@ from include.pipeline.canonical import canonical_json
 Context = Mapping[str, str | int]
 """What a stream is: canonical JSON of it is authenticated with every byte."""
 
+_JOB_BYTES = 2 << 20
+"""What a compressor's thread takes at a time: zstd's own choice is four times the memory, and 1 % smaller."""
 OUTPUT_BYTES = 1 << 20
 """The most raw bytes that are handed on at once."""
 
@@ -53,6 +55,8 @@ class Sealer:
             zstd.CompressionParameter.compression_level: level,
             zstd.CompressionParameter.nb_workers: workers,
         }
+        if workers:
+            options[zstd.CompressionParameter.job_size] = _JOB_BYTES
         self._compressor = zstd.ZstdCompressor(options=options)
         self._encryptor = Cobblestone256Encryptor(key, context=canonical_json(context))
         self._raw_sha256, self._stored_sha256 = hashlib.sha256(), hashlib.sha256()

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -453,7 +454,9 @@ class _UploadGone(StoreError):
 class Upload:
     """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them on their way.
 
-    `headers` are boto3's (`ContentType`, …; `Expires` is text), `tags` a query string.
+    `room` is taken by each part on its way: uploads that share it share its memory. `waited` is the seconds that
+    `write` has stood still for the network. `headers` are boto3's (`ContentType`, …; `Expires` is text),
+    `tags` a query string.
 
     Use as a context manager: leaving it without `complete()` removes what was sent, so that nothing that looks finished
     stays.
@@ -466,12 +469,15 @@ class Upload:
         *,
         part_bytes: int,
         in_flight: int,
+        room: threading.Semaphore | None = None,
         headers: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
         tags: str = "",
     ) -> None:
         self._bucket, self.key = bucket, key
         self._part_bytes, self._in_flight = part_bytes, in_flight
+        self._room = room or threading.Semaphore(in_flight)
+        self.waited = 0.0
         self._headers: dict[str, Any] = {
             "ContentType": "application/octet-stream",
             **(headers or {}),
@@ -552,11 +558,16 @@ class Upload:
                     Bucket=self._bucket.name, Key=self.key, ChecksumAlgorithm="SHA256", **self._headers
                 )["UploadId"]
             self._pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="upload")
+        began = time.monotonic()
         if len(self._sending) >= self._in_flight:
             self._parts.append(self._sending.popleft().result())
+        self._room.acquire()
+        self.waited += time.monotonic() - began
         self._sent += 1
         self._sent_bytes += len(part)
-        self._sending.append(self._pool.submit(self._send_part, self._upload_id, self._sent, part))
+        sending = self._pool.submit(self._send_part, self._upload_id, self._sent, part)
+        sending.add_done_callback(lambda _: self._room.release())
+        self._sending.append(sending)
 
     def _send_part(self, upload_id: str, number: int, part: bytes) -> Any:
         checksum = _checksum(part)

@@ -326,10 +326,15 @@ class Barrier(Section):
         return timeout
 
 
+ZstdLevel = Annotated[int, Field(ge=1, le=19)]
+
+
 class Pipeline(Section):
     """How bytes move (R4.3), and how their progress is watched (R4.4)."""
 
-    compression_level: Annotated[int, Field(ge=1, le=19)]
+    compression_level: ZstdLevel
+    compression_lowest: ZstdLevel
+    compression_highest: ZstdLevel
     compression_workers: PositiveInt
     segment_bytes: Size
     part_bytes: Size
@@ -337,6 +342,17 @@ class Pipeline(Section):
     streams_at_once: PositiveInt
     stall_limit: Duration
     progress_every: Duration
+
+    @field_validator("compression_highest")
+    @classmethod
+    def _around(cls, highest: int, info: ValidationInfo) -> int:
+        lowest, level = info.data.get("compression_lowest", 1), info.data.get("compression_level", highest)
+        if not lowest <= level <= highest:
+            raise refusal(
+                f"leaves level {level} outside of {lowest} to {highest}.",
+                "Put compression_level between compression_lowest and compression_highest.",
+            )
+        return highest
 
     @field_validator("segment_bytes")
     @classmethod

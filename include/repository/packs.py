@@ -6,6 +6,7 @@ A pack has its own data key and holds one component only, so that a component ca
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
 
@@ -49,6 +50,7 @@ class Member(BaseModel):
 class PackWriter:
     """Fills packs of at most `policy.segment_bytes` with objects, one after another, in bounded memory.
 
+    Writers that share `room` share the memory of parts on their way.
     Use as a context manager: a pack that was not finished by `close()` leaves nothing behind.
     """
 
@@ -62,8 +64,9 @@ class PackWriter:
         attempt: str,
         policy: Pipeline,
         progress: Progress,
+        room: threading.Semaphore | None = None,
     ) -> None:
-        self._bucket, self._keyring = bucket, keyring
+        self._bucket, self._keyring, self._room = bucket, keyring, room
         self._component, self._retention_class, self._attempt = component, retention_class, attempt
         self._policy, self._progress = policy, progress
         self._open: _OpenPack | None = None
@@ -133,19 +136,28 @@ class PackWriter:
                 retention_class=self._retention_class,
                 attempt=self._attempt,
                 policy=self._policy,
+                room=self._room,
             )
         return self._open
 
 
 class _OpenPack:
     def __init__(
-        self, bucket: Bucket, keyring: Keyring, *, component: str, retention_class: str, attempt: str, policy: Pipeline
+        self,
+        bucket: Bucket,
+        keyring: Keyring,
+        *,
+        component: str,
+        retention_class: str,
+        attempt: str,
+        policy: Pipeline,
+        room: threading.Semaphore | None,
     ) -> None:
         self.id = new_pack_id()
         self.key = create_data_key(bucket, keyring, owner=self.id, attempt=attempt)
         self._component, self._retention_class, self._attempt = component, retention_class, attempt
         # One part on its way is enough: several packs are written side by side.
-        self._upload = Upload(bucket, pack_key(self.id), part_bytes=policy.part_bytes, in_flight=1)
+        self._upload = Upload(bucket, pack_key(self.id), part_bytes=policy.part_bytes, in_flight=1, room=room)
         self._sha256 = hashlib.sha256()
         self.stored_bytes = self.raw_bytes = self.members = 0
 

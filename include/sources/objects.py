@@ -136,7 +136,9 @@ class PackedComponent:
         attempt: str,
         policy: Pipeline,
         progress: Progress,
+        room: threading.Semaphore | None = None,
     ) -> None:
+        self._room = room
         self._versions, self._source, self._bucket, self._keyring = versions, source, bucket, keyring
         self._component, self._attempt, self._policy, self._progress = component, attempt, policy, progress
         self._named = named
@@ -145,7 +147,7 @@ class PackedComponent:
         self._done: Queue[IndexEntry | BaseException | None] = Queue(_WAITING_ENTRIES)
         self._workers = [
             threading.Thread(target=self._work, name=f"pack-{number}", daemon=True)
-            for number in range(policy.parts_in_flight)
+            for number in range(policy.streams_at_once)
         ]
         self.packs: list[Pack] = []
         self.objects = self.raw_bytes = 0
@@ -191,6 +193,7 @@ class PackedComponent:
                 attempt=self._attempt,
                 policy=self._policy,
                 progress=self._progress,
+                room=self._room,
             ) as writer:
                 while (version := self._next()) is not None:
                     self._done.put(self._pack(version, writer))

@@ -7,7 +7,9 @@ import random
 import secrets
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,18 +21,20 @@ from include.pipeline.artifacts import (
     ArtifactRefused,
     Written,
     check_artifact,
+    next_level,
     read_artifact,
     read_segment,
     write_artifact,
 )
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
-from include.pipeline.store import Bucket
+from include.pipeline.store import Bucket, Upload
 from include.policy import Pipeline, load_policy
 from include.sandbox.s3 import S3Server
 
 ROOT = Path(__file__).parents[3]
 KEY = secrets.token_bytes(32)
+LEVELS = range(2, 10)
 MEMORY_LIMIT = 150_000_000
 KIB = 1 << 10
 
@@ -68,6 +72,66 @@ def lifelike(size: int, noise: float, seed: int) -> bytes:
     dice = random.Random(seed)
     blocks = (dice.randbytes(KIB) if dice.random() < noise else bytes(KIB) for _ in range(size // KIB + 1))
     return b"".join(blocks)[:size]
+
+
+@given(level=st.sampled_from(LEVELS), waited=st.floats(0, 1), seconds=st.floats(1e-9, 1e6))
+def test_the_level_goes_one_step_towards_what_is_idle(level: int, waited: float, seconds: float) -> None:
+    after = next_level(level, waited * seconds, seconds, load_policy().pipeline)
+    assert after in LEVELS
+    assert abs(after - level) <= 1
+    if waited > 0.51:
+        assert after == min(level + 1, max(LEVELS))
+    if waited < 0.19:
+        assert after == max(level - 1, min(LEVELS))
+
+
+def test_the_level_stays_where_network_and_processor_share_the_work() -> None:
+    assert [next_level(level, 0.35, 1.0, load_policy().pipeline) for level in LEVELS] == list(LEVELS)
+
+
+@pytest.mark.parametrize(("waited", "ends_at"), [(0.0, min(LEVELS)), (1.0, max(LEVELS))])
+def test_the_level_settles_at_a_bound(waited: float, ends_at: int) -> None:
+    level = load_policy().pipeline.compression_level
+    for _ in range(20):
+        level = next_level(level, waited, 1.0, load_policy().pipeline)
+    assert level == ends_at
+
+
+def test_streams_that_share_room_have_no_more_parts_on_their_way(
+    store: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four streams of four parts each, and room for two."""
+    on_their_way, most, lock = 0, 0, threading.Lock()
+    send = Upload._send_part
+
+    def counted(upload: Upload, upload_id: str, number: int, part: bytes) -> object:
+        nonlocal on_their_way, most
+        with lock:
+            on_their_way += 1
+            most = max(most, on_their_way)
+        try:
+            return send(upload, upload_id, number, part)
+        finally:
+            with lock:
+                on_their_way -= 1
+
+    monkeypatch.setattr(Upload, "_send_part", counted)
+    room = threading.BoundedSemaphore(2)
+    noise = random.Random(1).randbytes(22 << 20)
+    of_five = policy(64 << 20).model_copy(update={"part_bytes": 5 << 20})
+
+    def stream(number: int) -> Written:
+        source = [noise[start : start + KIB * KIB] for start in range(0, len(noise), KIB * KIB)]
+        return write_artifact(
+            source, bucket=store, place=place(), key=KEY, policy=of_five, progress=Progress("test"), room=room
+        )
+
+    with ThreadPoolExecutor(4) as pool:
+        written = list(pool.map(stream, range(4)))
+    assert [segment.measure.raw_bytes for each in written for segment in each.segments] == [len(noise)] * 4
+    assert most == 2
+    assert room.acquire(blocking=False)
+    assert room.acquire(blocking=False)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -207,5 +271,5 @@ print(len(written.segments), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert done.returncode == 0, done.stderr
     segments, grown = (int(word) for word in done.stdout.split())
 
-    assert segments == 2
+    assert segments == 5
     assert grown < MEMORY_LIMIT

@@ -73,7 +73,7 @@ WRONG = {
         at="compressed: false",
     ),
     "duration": Wrong("stall_limit: 5 min", "stall_limit: 5", "pipeline.stall_limit", 'Write it as in "5 min".'),
-    "size": Wrong("segment_bytes: 256 MB", "segment_bytes: 256 MO", "pipeline.segment_bytes", "unit 'MO'"),
+    "size": Wrong("segment_bytes: 64 MB", "segment_bytes: 256 MO", "pipeline.segment_bytes", "unit 'MO'"),
     "share": Wrong("used: 90 %", "used: 90", "monitoring.critical.storage_full.used", "is 90: that is no share."),
     "whole number": Wrong("tries: 5", "tries: some", "barrier.tries", "Write a whole number."),
     "number": Wrong("times_usual: 1.5", "times_usual: no", "monitoring.warnings.slow_backup.times_usual", "a number"),
@@ -92,6 +92,20 @@ WRONG = {
     "no table": Wrong("  rto: 4 hours", "  rto: {of: 4 hours}", "recovery.rto", "a whole number and a unit"),
     "no tries": Wrong("tries: 5", "tries: 0", "barrier.tries", "It should be greater than 0."),
     "level": Wrong("compression_level: 3", "compression_level: 20", "pipeline.compression_level", "equal to 19"),
+    "level above all": Wrong(
+        "compression_level: 3",
+        "compression_level: 12",
+        "pipeline.compression_highest",
+        "level 12 outside of 2 to 9",
+        at="compression_highest: 9",
+    ),
+    "level below all": Wrong(
+        "compression_level: 3",
+        "compression_level: 1",
+        "pipeline.compression_highest",
+        "level 1 outside of 2 to 9",
+        at="compression_highest: 9",
+    ),
     "no network": Wrong("- 10.0.0.0/8", "- 10.0.0.1/8", "security.networks_allowed[2]", "has host bits set"),
     "everybody": Wrong("- 10.0.0.0/8", "- 0.0.0.0/0", "security.networks_allowed[2]", "is everybody"),
     "no address": Wrong(
@@ -205,10 +219,10 @@ WRONG = {
     "progress after stall": Wrong(
         "progress_every: 5 s", "progress_every: 5 min", "pipeline.progress_every", "is not below stall_limit"
     ),
-    "segment too long": Wrong("segment_bytes: 256 MB", "segment_bytes: 256 MiB", "pipeline.segment_bytes", "to 256 MB"),
-    "segment too short": Wrong("segment_bytes: 256 MB", "segment_bytes: 65535", "pipeline.segment_bytes", "Use 64 KiB"),
-    "part too short": Wrong("part_bytes: 16 MiB", "part_bytes: 5 MB", "pipeline.part_bytes", "Use 5 MiB"),
-    "part too long": Wrong("part_bytes: 16 MiB", "part_bytes: 257 MB", "pipeline.part_bytes", "to 256 MB"),
+    "segment too long": Wrong("segment_bytes: 64 MB", "segment_bytes: 256 MiB", "pipeline.segment_bytes", "to 256 MB"),
+    "segment too short": Wrong("segment_bytes: 64 MB", "segment_bytes: 65535", "pipeline.segment_bytes", "Use 64 KiB"),
+    "part too short": Wrong("part_bytes: 8 MiB", "part_bytes: 5 MB", "pipeline.part_bytes", "Use 5 MiB"),
+    "part too long": Wrong("part_bytes: 8 MiB", "part_bytes: 257 MB", "pipeline.part_bytes", "to 256 MB"),
     "one region": Wrong("region: us-east-1", "region: eu-west-1", "storage.replica.region", "outlive"),
     "one bucket": Wrong(
         "bucket: synapse-backups-dr",
@@ -279,9 +293,9 @@ def test_the_shipped_policy_passes_unedited(edited: Edit) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("segment_bytes: 256 MB", "segment_bytes: 64 KiB"),
-        ("part_bytes: 16 MiB", "part_bytes: 5 MiB"),
-        ("part_bytes: 16 MiB", "part_bytes: 256 MB"),
+        ("segment_bytes: 64 MB", "segment_bytes: 64 KiB"),
+        ("part_bytes: 8 MiB", "part_bytes: 5 MiB"),
+        ("part_bytes: 8 MiB", "part_bytes: 256 MB"),
         ("statement_timeout: 5 s", "statement_timeout: 1 s"),
         ("rpo_files: 90 min", "rpo_files: 1 hour"),
         ("rpo_alert: 45 min", "rpo_alert: 3599 s"),
