@@ -14,6 +14,7 @@ from benchmarks.data import grow
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
 from include.sources.postgres.tools import PostgresTools, find_tools
 
 SMALL = 0.05
@@ -99,7 +100,7 @@ class Place:
 
 @contextmanager
 def place(
-    directory: Path, postgres: PostgresServer, store: CephGateway, data_set: str, *, raw_bytes: int
+    directory: Path, postgres: PostgresServer, store: CephGateway | S3Server, data_set: str, *, raw_bytes: int
 ) -> Iterator[Place]:
     """A Synapse of that data set, for as long as the block; the store stays in its bucket and goes with it."""
     directory.mkdir()

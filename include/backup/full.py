@@ -66,7 +66,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STREAMS_AT_MOST = 12
-"""`grants.sql` gives the dump login 16 sessions: a dump each, the snapshot's own, and one that a dead try left."""
+"""`grants.sql` gives the dump login 32 sessions: enough for two tries at once, each with its snapshot's own."""
 STRUCTURE_CLASS = "operational"
 """Schema, roles and settings are kept as long as the system's own configuration."""
 

@@ -14,7 +14,7 @@ from include.pipeline.sealing import Context, Measure, Sealer, StreamRefused, op
 from include.pipeline.store import Bucket, ObjectMissing, Upload, fetch_ranges
 from include.policy import Pipeline
 
-FETCH_BYTES = 8 << 20
+FETCH_BYTES = 4 << 20
 _CHUNK_BYTES = 1 << 20
 NETWORK_BOUND, PROCESSOR_BOUND = 0.5, 0.2
 """Shares of a segment's time spent waiting for the network: above the first and below the second the level moves."""

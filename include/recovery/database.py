@@ -11,6 +11,7 @@ import re
 import secrets
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -47,13 +48,14 @@ from include.recovery.selection import (
 from include.repository.contents import GLOBALS, INVENTORY, POST_DATA, PRE_DATA, SETTINGS, component_dump
 from include.sources.postgres.inventory import (
     Inventory,
+    TableContent,
     compare,
     count_large_objects,
     table_contents,
     take_inventory,
 )
 from include.sources.postgres.login import DatabaseLogin
-from include.sources.postgres.relations import CATCH_ALL, list_relations
+from include.sources.postgres.relations import CATCH_ALL, Relation, Relations, list_relations
 from include.sources.postgres.tools import PostgresTools, find_tools
 
 if TYPE_CHECKING:
@@ -90,9 +92,12 @@ _UNDISTURBED = {
     "array_nulls": "on",
     "quote_all_identifiers": "off",
     "transform_null_equals": "off",
+    "synchronous_commit": "off",  # of hundreds of small steps; the renaming at the end makes all of them durable
+    "maintenance_work_mem": "256MB",  # an index is sorted in memory where that is enough
 }
 _UNDISTURBED_SUPERUSER = {"session_replication_role": "origin"}
 _UNDISTURBED_SUPERUSER_SINCE_17 = {"event_triggers": "off", "transaction_timeout": "0"}
+_DURABLE = "SET synchronous_commit = on"
 _TRIGGERS_TURNED_OFF = 17_00_00
 _MAPPING_OPTIONS = """
     SELECT option_name FROM pg_user_mappings, pg_options_to_table(umoptions) WHERE srvname = %s AND usename = %s
@@ -208,8 +213,7 @@ class _Restore:
                 self._restore_rows()
                 awake, asleep = self._without_event_triggers(post_data)
                 self._run_restore(post_data, _SIDE_BY_SIDE, f"--use-list={asleep}")
-                with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
-                    restored = take_inventory(session, list_relations(session))
+                restored = self._take_inventory()
                 self._must_equal(compare(self._inventory, restored))
                 self._run_restore(post_data, f"--use-list={awake}")
                 self._put_in_place(keep_as)
@@ -328,6 +332,29 @@ class _Restore:
         finally:
             self._drop()
         return RestoredDatabase(component, len(expected), sum(restored.tables[name].rows for name in expected))
+
+    def _take_inventory(self) -> Inventory:
+        """Count and hash everything, the largest tables first, in several sessions: nobody else is in this database."""
+        with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
+            relations = list_relations(session)
+            others = take_inventory(session, Relations(relations.sequences))
+        expected = self._inventory.tables
+        largest_first = iter(sorted(relations.tables, key=lambda table: -_rows_of(expected.get(str(table)))))
+        lock = threading.Lock()
+
+        def next_table() -> Relation | None:
+            with lock:
+                return next(largest_first, None)
+
+        def work() -> dict[str, TableContent]:
+            with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
+                return table_contents(session, iter(next_table, None))
+
+        sessions = self._backup.policy.streams_at_once
+        with ThreadPoolExecutor(sessions, thread_name_prefix="inventory") as pool:
+            shares = [pool.submit(work) for _ in range(sessions)]
+            tables = {name: content for share in shares for name, content in share.result().items()}
+        return replace(others, tables=tables)
 
     def _encoding(self) -> str:
         """The source's encoding, where this server's own is another: digests are of rows in it. C goes with each."""
@@ -450,14 +477,18 @@ class _Restore:
         return list(statements(self._script(dump, entries))) if entries else []
 
     def _put_in_place(self, keep_as: str | None) -> None:
-        """Give the scratch database its name and its comment; what has the name until now gets `keep_as`."""
+        """Give the scratch database its name and its comment; what has the name until now gets `keep_as`.
+
+        It waits for the log, and so for all that was restored: that has not.
+        """
         ours = f"DATABASE {_quoted(self._name)}"
         comment = _NAMED_DATABASE.sub(lambda _: ours, self._comment, count=1)
         if keep_as is None:
             rename = f"ALTER DATABASE {_quoted(self._scratch_name)} RENAME TO {_quoted(self._name)}"
-            self._execute([f"{rename}; {comment}"])  # one string, so one transaction
+            self._execute([_DURABLE, f"{rename}; {comment}"])  # one string, so one transaction
         else:
             with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+                session.execute(_DURABLE)
                 swap_databases(session, self._scratch_name, name=self._name, keep_as=keep_as, comment=comment)
 
     def _spooled(self, artifact: str, directory: Path) -> Path:
@@ -564,6 +595,10 @@ def _subject(statement: str) -> tuple[str, str] | None:
         return about["kind"], _unquoted(about["name"])
     granted = _GRANTED.match(statement)
     return ("ROLE", _unquoted(granted["name"])) if granted else None
+
+
+def _rows_of(content: TableContent | None) -> int:
+    return content.rows if content else 0
 
 
 def _chosen(dump: Path, entries: Sequence[str]) -> str:

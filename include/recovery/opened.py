@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,6 +17,25 @@ from include.repository.envelopes import open_data_key
 from include.repository.manifest import Artifact, Manifest, ManifestRefused, Pack
 from include.repository.packs import Member, check_pack, read_member
 from include.sources.objects import IndexEntry, parse_index
+
+
+class _Members:
+    """The members of one pack, 64 bytes each: a bucket of millions of objects is checked in bounded memory."""
+
+    _RECORD = struct.Struct(">QQQQ32s")
+
+    def __init__(self) -> None:
+        self._records = bytearray()
+
+    def add(self, member: Member) -> None:
+        self._records += self._RECORD.pack(
+            member.offset, member.member, member.length, member.size, bytes.fromhex(member.sha256)
+        )
+
+    def in_order(self, pack: str) -> Iterator[Member]:
+        """As they lie in the pack."""
+        for offset, number, length, size, sha256 in sorted(self._RECORD.iter_unpack(self._records)):
+            yield Member(pack=pack, member=number, offset=offset, length=length, size=size, sha256=sha256.hex())
 
 
 class OpenedBackup:
@@ -99,19 +119,19 @@ class OpenedBackup:
 
     def check_objects(self, component: str) -> int:
         """Read every pack of a component back, once, and prove each object in it; returns how many there are (R4.5)."""
-        members: dict[str, list[Member]] = defaultdict(list)
+        members: dict[str, _Members] = defaultdict(_Members)
         count = 0
         for entry in self.objects(component):
             count += 1
             for member in entry.members:
-                members[self._pack(member).id].append(member)
+                members[self._pack(member).id].add(member)
 
         def check(pack_id: str) -> None:
             pack = self._packs[pack_id]
             key = self._key(pack.id, pack.attempt)
             check_pack(
                 pack,
-                members[pack_id],
+                members[pack_id].in_order(pack_id),
                 bucket=self._catalog.bucket,
                 key=key,
                 in_flight=self._policy.parts_in_flight,

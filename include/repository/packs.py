@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
@@ -209,16 +209,19 @@ def read_member(pack: Pack, member: Member, *, bucket: Bucket, key: bytes, in_fl
 
 
 def check_pack(
-    pack: Pack, members: Sequence[Member], *, bucket: Bucket, key: bytes, in_flight: int, progress: Progress
+    pack: Pack, members: Iterable[Member], *, bucket: Bucket, key: bytes, in_flight: int, progress: Progress
 ) -> None:
-    """Read a pack once from end to end and prove it and each of `members`; raises like `read_member` (R4.5)."""
+    """Read a pack once from end to end and prove it and each of `members`, in the order in which they lie (R4.5).
+
+    Raises like `read_member`.
+    """
     ranges = (
         (pack_key(pack.id), start, min(start + FETCH_BYTES, pack.stored_bytes))
         for start in range(0, pack.stored_bytes, FETCH_BYTES)
     )
     whole = _Splitter(fetch_ranges(bucket, ranges, in_flight=in_flight))
     try:
-        for member in sorted(members, key=lambda member: member.offset):
+        for member in members:
             if member.offset != whole.position or member.offset + member.length > pack.stored_bytes:
                 raise PackRefused(
                     f"{bucket}/{pack_key(pack.id)} has not the members that the index lists at {whole.position}.",

@@ -39,8 +39,9 @@ GRANT pg_monitor TO synapse_backup_barrier;  -- to name who is in the way, and w
 -- large objects as well. From PostgreSQL 16 on the default below guards against mistakes; 15 writes large objects even
 -- in a read-only transaction. Where a database has none, leave the line out.
 -- pg_read_all_data reaches pg_authid, and so the roles' password hashes that a restore needs.
+-- Every dump begins at once, up to twelve of them, and a second try may begin before a dead one's sessions are gone.
 ALTER ROLE synapse_backup_dump
-    NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS CONNECTION LIMIT 16;
+    NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION BYPASSRLS CONNECTION LIMIT 32;
 ALTER ROLE synapse_backup_dump SET default_transaction_read_only = on;
 ALTER ROLE synapse_backup_dump SET lo_compat_privileges = on;
 GRANT pg_read_all_data TO synapse_backup_dump;
