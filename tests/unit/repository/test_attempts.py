@@ -14,34 +14,12 @@ from include.repository.attempts import Attempts, NotVersioned, StillNeeded, fin
 from include.repository.catalog import AttemptReaped, Catalog
 from include.repository.envelopes import create_data_key
 from include.repository.layout import BackupId, pack_key
-from include.repository.manifest import (
-    Artifact,
-    ConfigurationSummary,
-    ConsistencyPoint,
-    Cost,
-    DatabaseSummary,
-    Manifest,
-    ObjectsSummary,
-    Pack,
-    StoredSegment,
-    WriteStop,
-)
+from include.repository.manifest import Artifact, Manifest, Pack, StoredSegment
 from include.sandbox.s3 import S3Server
+from tests.manifests import MIDNIGHT, make
 
-MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
 LOST, WON, OTHER = "1" * 16, "2" * 16, "3" * 16
 MANIFEST = BackupId("full", MIDNIGHT).manifest_key
-
-
-@pytest.fixture(scope="module")
-def keyring(tmp_path_factory: pytest.TempPathFactory) -> Keyring:
-    return Keyring.create(tmp_path_factory.mktemp("keys") / "keyring.json")
-
-
-@pytest.fixture
-def catalog(s3_primary: S3Server, bucket: str, keyring: Keyring) -> Catalog:
-    store = Bucket(s3_primary.session(), bucket, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
-    return Catalog(store, keyring)
 
 
 def attempt_at(catalog: Catalog, attempt: str, *, day: int = 0, segments: int = 2) -> Manifest:
@@ -57,37 +35,16 @@ def attempt_at(catalog: Catalog, attempt: str, *, day: int = 0, segments: int = 
         bucket.put(key, b"stored")
     digest = "0" * 64
     facts = {"component": "users", "retention_class": "personal", "attempt": attempt}
-    return Manifest(
-        id=str(backup),
-        type="full",
-        attempt=attempt,
-        slot=None,
-        started=MIDNIGHT,
-        finished=MIDNIGHT,
-        consistency_point=ConsistencyPoint(
-            time=MIDNIGHT, lsn="0/1", restore_point="point", objects_as_of=MIDNIGHT, configuration_commit="c" * 40
+    artifact = Artifact(
+        name=name,
+        segments=tuple(
+            StoredSegment(key=key, raw_bytes=6, raw_sha256=digest, stored_bytes=6, stored_sha256=digest) for key in keys
         ),
-        write_stop=WriteStop(requested_us=2, held_us=1),
-        database=DatabaseSummary(
-            name="synapse", server_version=180006, system_identifier="1", timeline=1, tools=18, tables=0, rows=0
-        ),
-        objects=ObjectsSummary(bucket="files", objects=0, raw_bytes=0),
-        configuration=ConfigurationSummary(branch=None, files=0),
-        artifacts=(
-            Artifact(
-                name=name,
-                segments=tuple(
-                    StoredSegment(key=key, raw_bytes=6, raw_sha256=digest, stored_bytes=6, stored_sha256=digest)
-                    for key in keys
-                ),
-                milliseconds=1,
-                **facts,
-            ),
-        ),
-        packs=(Pack(id=pack, members=1, raw_bytes=7, stored_bytes=7, stored_sha256=digest, **facts),),
-        cost=Cost(milliseconds=1, cpu_milliseconds=1, peak_memory_bytes=1),
-        warnings=(),
+        milliseconds=1,
+        **facts,
     )
+    packed = Pack(id=pack, members=1, raw_bytes=7, stored_bytes=7, stored_sha256=digest, **facts)
+    return make(day, attempt=attempt, artifacts=(artifact,), packs=(packed,))
 
 
 def everything(catalog: Catalog) -> set[tuple[str, str]]:
@@ -240,7 +197,7 @@ def test_a_manifest_that_is_refused_may_name_anything(
     sealed = manifest.sealed(catalog.keyring)
     key, content = MANIFEST, sealed
     if change == "damaged":
-        content = sealed.replace(b'"tables":0', b'"tables":1')
+        content = sealed.replace(b'"tables":1', b'"tables":2')
     elif change == "another key":
         content = manifest.sealed(Keyring.create(tmp_path / "other.json"))
     elif change == "moved":
