@@ -47,8 +47,9 @@ ROOT = Path(__file__).parents[2]
 POLICY = load_policy()
 SCALE = 0.05
 ENDS_WITHIN = 150.0
-BOUND = (POLICY.barrier.lock_timeout + POLICY.barrier.idle_timeout).total_seconds()
-"""The longest that a writer may wait: for the barrier to have or give up its locks, and for the server to end it."""
+BOUND = (POLICY.barrier.statement_timeout + POLICY.barrier.idle_timeout).total_seconds()
+"""The longest that a writer may wait: for the barrier to have all its locks, or to give up (`lock_timeout` is of each
+table, `statement_timeout` of them all), and then for the server to end one that says nothing."""
 
 VICTIMS = ("task", "supervisor", "pg_dump", "database server", "object store")
 SEED = int(os.environ.get("BACKUP_KILL_SEED") or secrets.randbelow(10**6))
