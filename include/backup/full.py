@@ -6,10 +6,10 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,10 @@ STRUCTURE_CLASS = "operational"
 
 class LongTransactions(BackupError):
     """Transactions that would make the write barrier, and every writer behind it, wait."""
+
+
+class SurroundingsSilent(BackupError):
+    """The object store or the configuration did not answer while writers waited."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,7 @@ def consistency_point(
             name=name,
             relations=list_relations,
             policy=policy,
-            while_stopped=_looker(application, lookers),
+            while_stopped=_looker(application, lookers, within=policy.lock_timeout),
         ) as point,
     ):
         yield point
@@ -193,16 +197,26 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _looker(application: Application, lookers: ThreadPoolExecutor) -> Callable[[], Surroundings]:
-    """What `while_stopped` calls: both looks at once, on connections and pages that were warmed before writes stop."""
+def _looker(application: Application, lookers: ThreadPoolExecutor, *, within: timedelta) -> Callable[[], Surroundings]:
+    """What `while_stopped` calls: both looks at once, on connections and pages that were warmed before writes stop.
 
-    def look() -> Surroundings:
+    Writers wait for no store that hangs: it raises `SurroundingsSilent` after `within`, and the barrier lets them go.
+    """
+
+    def look(longest: float | None = None) -> Surroundings:
         clock = lookers.submit(application.objects.clock)
-        refs = lookers.submit(application.configuration.point)
-        return Surroundings(clock.result(), refs.result())
+        point = lookers.submit(application.configuration.point)
+        looks: tuple[Future[Any], ...] = (clock, point)
+        if wait(looks, timeout=longest).not_done:
+            raise SurroundingsSilent(
+                f"{application.objects} or the configuration did not answer within {longest:g} s while writes were "
+                "stopped. They flow again.",
+                mend="Look at the object store and at the repository's disk; the run is tried again.",
+            )
+        return Surroundings(clock.result(), point.result())
 
     look()
-    return look
+    return partial(look, within.total_seconds())
 
 
 class _Copy:

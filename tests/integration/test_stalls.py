@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from include.backup.application import Application
+from include.backup.full import SurroundingsSilent, consistency_point
 from include.pipeline.artifacts import ArtifactPlace, write_artifact
 from include.pipeline.process import SourceFailed, SourceStalled, run_source
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket, StoreError
-from include.policy import load_policy
+from include.policy import Barrier, load_policy
+from include.sandbox.installation import Installation
+from include.sandbox.proxy import Call, Fault, FaultyProxy
 from include.sandbox.s3 import S3Server
 
 POLICY = load_policy().pipeline.model_copy(update={"part_bytes": 5 << 20})
@@ -81,3 +88,46 @@ def test_a_store_that_refuses_a_part_ends_the_source_and_leaves_nothing(store: B
     with pytest.raises(StoreError, match=r"Could not write s3://.*/full/users\.zst\.enc/00000"):
         write(store, "cat /dev/urandom")
     assert left_behind(store) == []
+
+
+@pytest.mark.requirement("R4.3")
+def test_writers_do_not_wait_for_a_store_that_falls_silent(installation: Installation) -> None:
+    policy = load_policy().barrier
+    application = installation.application()
+    looks = 0
+
+    def silent_once_writes_are_stopped(call: Call) -> Fault | None:
+        nonlocal looks
+        looks += call.method == "HEAD"
+        return Fault.SILENCE if call.method == "HEAD" and looks == 2 else None
+
+    with FaultyProxy(installation.primary.endpoint_url, silent_once_writes_are_stopped) as proxy:
+        slow = Bucket(
+            installation.primary.session(),
+            application.objects.name,
+            region=installation.primary.region,
+            endpoint_url=proxy.endpoint_url,
+            stall_limit=timedelta(seconds=46),  # so that one try lasts 2.5 s,
+        )
+        with (
+            installation.synapse.database.connect(application_name="writer", autocommit=True) as writer,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            taken = pool.submit(_take, replace(application, objects=slow), policy)
+            waits = []
+            while not taken.done():
+                began = time.monotonic()
+                writer.execute(
+                    "UPDATE system_settings SET key = key WHERE key = (SELECT min(key) FROM system_settings)"
+                )
+                waits.append(time.monotonic() - began)
+            with pytest.raises(SurroundingsSilent, match=r"did not answer within 1 s while writes were stopped"):
+                taken.result()
+
+    assert looks > 1
+    assert 0.5 < max(waits) < 2 * policy.lock_timeout.total_seconds()
+
+
+def _take(application: Application, policy: Barrier) -> None:
+    with consistency_point(application, f"full-20261122T000000Z.{secrets.token_hex(8)}", policy):
+        pass
