@@ -19,6 +19,7 @@ from include.repository.manifest import Manifest
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
 from tests.damage import tell_the_story
+from tests.manifests import commit
 
 BACKUP = BackupId.parse("full-20261122T000000Z")
 
@@ -42,7 +43,7 @@ def test_a_late_writer_changes_nothing_though_the_store_lets_it_write(
     late = manifest.model_copy(update={"attempt": "f" * 16})
 
     with pytest.raises(AlreadyCommitted) as told:
-        catalog.commit(late)
+        commit(catalog, late)
 
     versions = [version for version in catalog.bucket.versions(BACKUP.manifest_key) if not version.deleted]
     assert len(versions) > 1, "this store should have ignored If-None-Match; otherwise the test proves nothing"
