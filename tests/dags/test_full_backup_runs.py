@@ -101,7 +101,7 @@ class Running:
         )
 
 
-@pytest.fixture(scope="module", params=[18, 15])
+@pytest.fixture(scope="module", params=[18, pytest.param(15, marks=pytest.mark.soak)])
 def on(
     request: pytest.FixtureRequest, sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server
 ) -> Iterator[Running]:

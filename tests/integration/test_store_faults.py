@@ -46,6 +46,12 @@ MENDED = [fault for fault in Fault if fault not in (Fault.SHORT, Fault.GARBLED)]
 Server = S3Server | CephGateway
 
 
+LONG_ON_THE_GATEWAY = pytest.mark.parametrize(
+    "server", ["s3_primary", pytest.param("ceph", marks=pytest.mark.soak)], indirect=True, scope="module"
+)
+"""Whole backups, one after another: on the gateway, which also has every call in turn, they are for the long run."""
+
+
 @pytest.fixture(scope="module", params=["s3_primary", "ceph"])
 def server(request: pytest.FixtureRequest) -> Server:
     found: Server = request.getfixturevalue(request.param)
@@ -378,6 +384,7 @@ def fault_of(number: int, salt: str, among: list[Fault]) -> Fault:
     return random.Random(f"{SEED}/{salt}/{number}").choice(among)
 
 
+@LONG_ON_THE_GATEWAY
 def test_a_backup_survives_one_fault_at_any_call(watched: Watched) -> None:
     quick = [fault for fault in MENDED if fault is not Fault.SILENCE]
     for number in some(2, watched, "once"):
@@ -386,6 +393,7 @@ def test_a_backup_survives_one_fault_at_any_call(watched: Watched) -> None:
         assert failure is None, f"{fault} at {watched.proxy.calls[number - 1]}: {failure}"
 
 
+@LONG_ON_THE_GATEWAY
 def test_a_backup_whose_store_fails_for_good_is_red_and_clean_and_the_next_one_green(watched: Watched) -> None:
     lasting = [Fault.FAILS, Fault.SLOW_DOWN, Fault.CUT, Fault.LOST, Fault.DENIED_AFTERWARDS, Fault.HALF]
     for number in some(1, watched, "for good"):
@@ -395,6 +403,7 @@ def test_a_backup_whose_store_fails_for_good_is_red_and_clean_and_the_next_one_g
         assert watched.attempt(backup, lambda _: None) is None
 
 
+@LONG_ON_THE_GATEWAY
 def test_an_answer_that_lies_makes_no_false_backup(watched: Watched) -> None:
     for number in some(1, watched, "lies"):
         fault, backup = fault_of(number, "lies", [Fault.SHORT, Fault.GARBLED]), new_id()
