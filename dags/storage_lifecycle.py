@@ -26,8 +26,9 @@ with DAG(
 
     **See first what it would remove?** `python -m include.cli reap` shows it, and removes only with `--remove`.
 
-    **A run failed?** Its log says what stays and why: an Object Lock that has not ended, a missing permission to delete
-    versions. Everything else is gone already. Clear the run when it is mended, or leave it to tomorrow's.
+    **It is red?** The log says what stays and why: an Object Lock that has not ended, a missing permission to delete
+    versions. Everything else is gone already. The button **Runbook** leads to what helps; then clear the run, or leave
+    it to tomorrow's.
     """,
     schedule=CronDataIntervalTimetable(policy.storage.lifecycle_schedule, timezone="UTC"),
     start_date=datetime(2026, 1, 1, tzinfo=UTC),
