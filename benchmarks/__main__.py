@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks.data import WORDS_SHARE
 from benchmarks.measured import Cost, run
+from benchmarks.overhead import RUNS, airflow_overhead
 from benchmarks.place import AWS, OURS, PG_DUMP, PG_DUMP_ZSTD, PROJECT, RESTORED, SIDES, Place, place, zstd
 from benchmarks.write_stop import BARRIERS, WRITERS, write_stops
 from include.sandbox.ceph import CephGateway
@@ -107,7 +108,17 @@ def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:
                 if data_set == next(iter(WORDS_SHARE)):
                     out.print(f"{WRITERS} writers and {BARRIERS} write stops ...")
                     results += _write_stops(there, conditions)
+        out.print(f"Airflow, {RUNS} runs ...")
+        results.append(_overhead(airflow_overhead(directory / "overhead", postgres, store)))
     return results
+
+
+def _overhead(seconds: float) -> Result:
+    conditions = (
+        f"{os.cpu_count()} cores, LocalExecutor, a small Synapse, median of {RUNS} runs of full_backup: a run's length "
+        "less the seconds of copying and of reading back; an upper bound"
+    )
+    return Result("airflow.overhead", round(seconds, 1), "s", None, None, conditions)
 
 
 def _run(there: Place, store: CephGateway, side: str, directory: Path) -> Run:

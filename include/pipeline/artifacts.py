@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import Context, Measure, Sealer, StreamRefused, open_stream
-from include.pipeline.store import Bucket, ObjectMissing, Upload, fetch_ranges
+from include.pipeline.store import Bucket, ObjectMissing
+from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Pipeline
 
 FETCH_BYTES = 4 << 20

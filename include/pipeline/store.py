@@ -6,10 +6,7 @@ import base64
 import contextlib
 import hashlib
 import threading
-import time
-from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -169,12 +166,12 @@ class Bucket:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         """Store one small object."""
-        with self._named("write", key):
+        with self.naming("write", key):
             self.client.put_object(
                 Bucket=self.name,
                 Key=key,
                 Body=body,
-                ChecksumSHA256=_checksum(body),
+                ChecksumSHA256=checksum(body),
                 ContentType=content_type,
                 Metadata=dict(metadata or {}),
             )
@@ -186,13 +183,13 @@ class Bucket:
         """
         for last in (False, False, True):
             try:
-                with self._named("create", key):
+                with self.naming("create", key):
                     self.client.put_object(
                         Bucket=self.name,
                         Key=key,
                         Body=body,
                         IfNoneMatch="*",
-                        ChecksumSHA256=_checksum(body),
+                        ChecksumSHA256=checksum(body),
                         ContentType=content_type,
                     )
             except ObjectExists:
@@ -234,14 +231,14 @@ class Bucket:
         Content that is cut on its way goes on where it was cut.
         """
         wanted: Any = {"Bucket": self.name, "Key": key, "IfMatch": etag, **_version(version_id)}
-        with self._named("read", key):
+        with self.naming("read", key):
             answer = self.client.get_object(**wanted)
 
         def content() -> Iterator[bytes]:
             body, position, told, reads = answer["Body"], 0, 0, _READS
             while True:
                 try:
-                    with self._named("read", key):
+                    with self.naming("read", key):
                         for chunk in body.iter_chunks(chunk_bytes):
                             position += len(chunk)
                             if position > told:
@@ -252,7 +249,7 @@ class Bucket:
                     reads -= 1
                     if not reads:
                         raise
-                with self._named("read", key):
+                with self.naming("read", key):
                     again = self.client.get_object(**wanted, Range=f"bytes={told}-")
                 # Not every store cuts a range out of a version: what was told before is passed over.
                 body, position = again["Body"], told if "ContentRange" in again else 0
@@ -261,20 +258,20 @@ class Bucket:
 
     def tags(self, key: str, *, version_id: str | None = None) -> dict[str, str]:
         """The tags of an object."""
-        with self._named("read the tags of", key):
+        with self.naming("read the tags of", key):
             answer = self.client.get_object_tagging(Bucket=self.name, Key=key, **_version(version_id))
         return {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
 
     def size(self, key: str) -> int:
         """The stored size in bytes; raises `ObjectMissing`."""
-        with self._named("look at", key):
+        with self.naming("look at", key):
             return self.client.head_object(Bucket=self.name, Key=key)["ContentLength"]
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every current key under a prefix, page by page, in the store's order."""
         asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
         while True:
-            with self._named("list", prefix):
+            with self.naming("list", prefix):
                 page = self.client.list_objects_v2(**asked)
             for entry in page.get("Contents", []):
                 yield _listed_key(page, entry)
@@ -286,7 +283,7 @@ class Bucket:
         """Every version and deletion marker under a prefix, by key, newest first, page by page."""
         asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
         while True:
-            with self._named("list the versions of", prefix):
+            with self.naming("list the versions of", prefix):
                 page = self.client.list_object_versions(**asked)
             entries: list[Any] = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
             found = [
@@ -313,57 +310,57 @@ class Bucket:
 
     def clock(self) -> datetime:
         """The store's own time, as its `Date` header tells it: whole seconds, aware UTC."""
-        with self._named("reach", ""):
+        with self.naming("reach", ""):
             answer = self.client.head_bucket(Bucket=self.name)
         return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
 
     def is_versioned(self) -> bool:
         """Whether the bucket keeps every version."""
-        with self._named("ask for the versioning of", ""):
+        with self.naming("ask for the versioning of", ""):
             return self.client.get_bucket_versioning(Bucket=self.name).get("Status") == "Enabled"
 
     def delete(self, key: str) -> None:
         """Delete the current version of one object; an absent one is fine."""
-        with self._named("delete", key):
+        with self.naming("delete", key):
             self.client.delete_object(Bucket=self.name, Key=key)
 
     def hide(self, key: str) -> str | None:
         """Put a deletion marker on an object, whose versions all stay; returns the marker's version."""
-        with self._named("hide", key):
+        with self.naming("hide", key):
             return self.client.delete_object(Bucket=self.name, Key=key).get("VersionId")
 
     def delete_version(self, key: str, version_id: str) -> None:
         """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it."""
-        with self._named(f"delete version {version_id} of", key):
+        with self.naming(f"delete version {version_id} of", key):
             self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id)
 
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Every multipart upload under a prefix that was begun and not ended, page by page."""
-        with self._named("list the unfinished uploads of", prefix):
+        with self.naming("list the unfinished uploads of", prefix):
             pages = self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name, Prefix=prefix)
             begun = [entry for page in pages for entry in page.get("Uploads", [])]
         for entry in begun:
             key, upload_id, touched, size = entry["Key"], entry["UploadId"], entry["Initiated"], 0
             try:
-                with self._named("list the parts of", key):
+                with self.naming("list the parts of", key):
                     for parts in self.client.get_paginator("list_parts").paginate(
                         Bucket=self.name, Key=key, UploadId=upload_id
                     ):
                         for part in parts.get("Parts", []):
                             touched, size = max(touched, part["LastModified"]), size + part["Size"]
-            except _UploadGone:
+            except UploadGone:
                 continue  # it ended while we looked
             yield UnfinishedUpload(key, upload_id, touched.astimezone(UTC), size)
 
     def abort(self, upload: UnfinishedUpload) -> None:
         """Throw an unfinished upload away, with what it holds; one that has ended is fine."""
-        with contextlib.suppress(_UploadGone), self._named("abort", upload.key):
+        with contextlib.suppress(UploadGone), self.naming("abort", upload.key):
             self.client.abort_multipart_upload(Bucket=self.name, Key=upload.key, UploadId=upload.upload_id)
 
     def _read_body(self, key: str, **wanted: Any) -> bytes:
         for last in (*(False,) * (_READS - 1), True):
             try:
-                with self._named("read", key):
+                with self.naming("read", key):
                     body: bytes = self.client.get_object(Bucket=self.name, Key=key, **wanted)["Body"].read()
                 break
             except _AnswerCut:
@@ -376,7 +373,7 @@ class Bucket:
         self._tried.times = attempts
 
     @contextlib.contextmanager
-    def _named(self, verb: str, key: str) -> Iterator[None]:
+    def naming(self, verb: str, key: str) -> Iterator[None]:
         """Turn the client's errors into ours, with the object's name, and never with a credential."""
         self._tried.times = 0
         try:
@@ -402,7 +399,7 @@ class Bucket:
                     mend="Check the bucket's name; use the replica's copy or another backup.",
                 ) from error
             if code in _GONE:
-                raise _UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
+                raise UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING:
                 raise StoreError(
                     f"Could not {verb} {place}: {code} {answer} ({self._tries()})",
@@ -447,158 +444,8 @@ class _Conflict(StoreError):
     """Two conditional writes met; S3 asks the client to try again."""
 
 
-class _UploadGone(StoreError):
+class UploadGone(StoreError):
     """The store knows no such upload: it was completed, or aborted."""
-
-
-class Upload:
-    """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them on their way.
-
-    `room` is taken by each part on its way: uploads that share it share its memory. `waited` is the seconds that
-    `write` has stood still for the network. `headers` are boto3's (`ContentType`, …; `Expires` is text),
-    `tags` a query string.
-
-    Use as a context manager: leaving it without `complete()` removes what was sent, so that nothing that looks finished
-    stays.
-    """
-
-    def __init__(
-        self,
-        bucket: Bucket,
-        key: str,
-        *,
-        part_bytes: int,
-        in_flight: int,
-        room: threading.Semaphore | None = None,
-        headers: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-        tags: str = "",
-    ) -> None:
-        self._bucket, self.key = bucket, key
-        self._part_bytes, self._in_flight = part_bytes, in_flight
-        self._room = room or threading.Semaphore(in_flight)
-        self.waited = 0.0
-        self._headers: dict[str, Any] = {
-            "ContentType": "application/octet-stream",
-            **(headers or {}),
-            "Metadata": dict(metadata or {}),
-            **({"Tagging": tags} if tags else {}),
-        }
-        self._buffer = bytearray()
-        self._upload_id: str | None = None
-        self._parts: list[Any] = []
-        self._sending: deque[Future[Any]] = deque()
-        self._pool: ThreadPoolExecutor | None = None
-        self._sent = self._sent_bytes = 0
-        self._completed = False
-
-    def __enter__(self) -> Upload:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        if self._upload_id is not None and not self._completed:
-            # The error that brought us here is the one to report; what stays behind is the reaper's.
-            with contextlib.suppress(StoreError), self._bucket._named("abort", self.key):
-                self._bucket.client.abort_multipart_upload(
-                    Bucket=self._bucket.name, Key=self.key, UploadId=self._upload_id
-                )
-
-    def write(self, data: bytes) -> None:
-        """Take the next bytes; waits when `in_flight` parts are on their way. Raises `StoreError`."""
-        self._buffer += data
-        while len(self._buffer) >= self._part_bytes:
-            part = bytes(memoryview(self._buffer)[: self._part_bytes])
-            del self._buffer[: self._part_bytes]
-            self._send(part)
-
-    def complete(self) -> None:
-        """Send what is left and make the object appear, whole; raises `StoreError`."""
-        if self._upload_id is None:
-            with self._bucket._named("write", self.key):
-                body = bytes(self._buffer)
-                self._bucket.client.put_object(
-                    Bucket=self._bucket.name, Key=self.key, Body=body, ChecksumSHA256=_checksum(body), **self._headers
-                )
-        else:
-            if self._buffer:
-                self._send(bytes(self._buffer))
-            while self._sending:
-                self._parts.append(self._sending.popleft().result())
-            try:
-                with self._bucket._named("complete", self.key):
-                    self._bucket.client.complete_multipart_upload(
-                        Bucket=self._bucket.name,
-                        Key=self.key,
-                        UploadId=self._upload_id,
-                        MultipartUpload={"Parts": self._parts},
-                    )
-            except _UploadGone:
-                # An answer that was lost makes the client ask again, and some stores know the upload no more.
-                if not self._has_appeared():
-                    raise
-        self._completed = True
-
-    def _has_appeared(self) -> bool:
-        """Whether the object is there, with the size and the ETag (the MD5 of its parts' MD5s) of what was sent."""
-        with self._bucket._named("look at", self.key):
-            found = self._bucket.client.head_object(Bucket=self._bucket.name, Key=self.key)
-        try:
-            digests = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in self._parts)
-        except ValueError:
-            return False
-        etag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
-        return (found["ContentLength"], found["ETag"].strip('"')) == (self._sent_bytes, etag)
-
-    def _send(self, part: bytes) -> None:
-        if self._upload_id is None or self._pool is None:
-            with self._bucket._named("write", self.key):
-                self._upload_id = self._bucket.client.create_multipart_upload(
-                    Bucket=self._bucket.name, Key=self.key, ChecksumAlgorithm="SHA256", **self._headers
-                )["UploadId"]
-            self._pool = ThreadPoolExecutor(self._in_flight, thread_name_prefix="upload")
-        began = time.monotonic()
-        if len(self._sending) >= self._in_flight:
-            self._parts.append(self._sending.popleft().result())
-        self._room.acquire()
-        self.waited += time.monotonic() - began
-        self._sent += 1
-        self._sent_bytes += len(part)
-        sending = self._pool.submit(self._send_part, self._upload_id, self._sent, part)
-        sending.add_done_callback(lambda _: self._room.release())
-        self._sending.append(sending)
-
-    def _send_part(self, upload_id: str, number: int, part: bytes) -> Any:
-        checksum = _checksum(part)
-        with self._bucket._named("write", self.key):
-            answer = self._bucket.client.upload_part(
-                Bucket=self._bucket.name,
-                Key=self.key,
-                UploadId=upload_id,
-                PartNumber=number,
-                Body=part,
-                ChecksumSHA256=checksum,
-            )
-        kept = {"ChecksumSHA256": checksum} if "ChecksumSHA256" in answer else {}
-        return {"PartNumber": number, "ETag": answer["ETag"], **kept}
-
-
-def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_flight: int) -> Iterator[bytes]:
-    """The bytes of each `(key, start, end)` in order, with `in_flight` on their way: one GET does not fill a link."""
-    pool = ThreadPoolExecutor(in_flight, thread_name_prefix="fetch")
-    coming: deque[Future[bytes]] = deque()
-    try:
-        for key, start, end in ranges:
-            coming.append(pool.submit(bucket.read_range, key, start, end))
-            if len(coming) > in_flight:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    finally:
-        # Whoever refuses the bytes abandons this, and the garbage collector may end it in the midst of anything: inside
-        # the client's own locks, which a request that is still on its way needs. So nothing is waited for.
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _listed_key(page: Any, entry: Any) -> str:
@@ -623,7 +470,8 @@ def _next_page(page: Any, found: list[ObjectVersion]) -> dict[str, str]:
     }
 
 
-def _checksum(body: bytes) -> str:
+def checksum(body: bytes) -> str:
+    """SHA-256 as S3's headers want it."""
     return base64.b64encode(hashlib.sha256(body).digest()).decode()
 
 

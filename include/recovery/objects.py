@@ -11,7 +11,8 @@ from itertools import chain
 from urllib.parse import quote, urlencode
 
 from include.errors import BackupError
-from include.pipeline.store import Bucket, ObjectVersion, Upload
+from include.pipeline.store import Bucket, ObjectVersion
+from include.pipeline.transfer import Upload
 from include.recovery.opened import OpenedBackup
 from include.recovery.selection import known_components, nothing_matches, some_of
 from include.sources.objects import IndexEntry, NotVersioned, versioning_command

@@ -17,7 +17,8 @@ from include.pipeline.artifacts import FETCH_BYTES
 from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import Context, Sealer, StreamRefused, open_stream
-from include.pipeline.store import Bucket, ObjectMissing, Upload, fetch_ranges
+from include.pipeline.store import Bucket, ObjectMissing
+from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Pipeline
 from include.repository.envelopes import create_data_key
 from include.repository.layout import new_pack_id, pack_key

@@ -22,7 +22,8 @@ from include.backup.verify import check_integrity
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
-from include.pipeline.store import Bucket, ObjectExists, StoreError, Upload
+from include.pipeline.store import Bucket, ObjectExists, StoreError
+from include.pipeline.transfer import Upload
 from include.policy import Policy, load_policy
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog

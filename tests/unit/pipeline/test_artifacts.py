@@ -28,7 +28,8 @@ from include.pipeline.artifacts import (
 )
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
-from include.pipeline.store import Bucket, Upload
+from include.pipeline.store import Bucket
+from include.pipeline.transfer import Upload
 from include.policy import Pipeline, load_policy
 from include.sandbox.s3 import S3Server
 

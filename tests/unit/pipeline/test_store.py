@@ -22,9 +22,8 @@ from include.pipeline.store import (
     ObjectExists,
     ObjectMissing,
     StoreError,
-    Upload,
-    fetch_ranges,
 )
+from include.pipeline.transfer import Upload, fetch_ranges
 from include.sandbox.s3 import S3Server
 
 MIB = 1 << 20
