@@ -291,6 +291,7 @@ def test_a_run_that_fails_alerts_with_the_mend_and_leaves_nothing(on: Running) -
     assert tasks["report.delivered"]["state"] == "success"
 
 
+@pytest.mark.soak
 @only_on_18
 @pytest.mark.requirement("R4.3")
 def test_a_zombie_let_loose_after_the_retry_changes_nothing(on: Running, tmp_path: Path) -> None:

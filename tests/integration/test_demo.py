@@ -27,6 +27,7 @@ def clean(sandbox_directory: Path) -> Iterator[dict[str, str]]:
     assert _processes_of(temporary) == [], "the demo left processes behind"
 
 
+@pytest.mark.soak
 def test_an_interrupted_demo_leaves_nothing_behind(clean: dict[str, str]) -> None:
     with subprocess.Popen(DEMO, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as demo:
         assert demo.stdout is not None

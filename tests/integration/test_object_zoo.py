@@ -482,6 +482,9 @@ def s3cmd(zoo: Zoo, *arguments: str, prefix: str = "", into: Path | None = None)
     return done.stdout
 
 
+@pytest.mark.parametrize(
+    "server", ["s3_primary", pytest.param("ceph", marks=pytest.mark.soak)], indirect=True, scope="module"
+)
 def test_a_version_that_is_deleted_for_good_meanwhile_makes_the_run_red_and_the_next_one_green(
     zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,7 +115,7 @@ class Application:
             return True
 
 
-@pytest.fixture(scope="module", params=[15, 18])
+@pytest.fixture(scope="module", params=[pytest.param(15, marks=pytest.mark.soak), 18])
 def server(request: pytest.FixtureRequest, sandbox_directory: Path) -> Iterator[PostgresServer]:
     """A server of its own: prepared transactions must be allowed when it starts."""
     directory = sandbox_directory / f"barrier{request.param}"

@@ -444,7 +444,7 @@ def test_a_fault_at_every_call(watched: Watched, *, lasting: bool) -> None:
     assert {fault for fault, _ in seen} == set(Fault)
 
 
-@pytest.mark.parametrize("answers_lost", [1, 1_000])
+@pytest.mark.parametrize("answers_lost", [1, pytest.param(1_000, marks=pytest.mark.soak)])
 def test_the_manifest_is_the_backup_though_the_answer_to_it_was_lost(watched: Watched, answers_lost: int) -> None:
     """Heard in the end, it is green; never heard, the run is red, and yet committed: once, and true."""
     backup, lost = new_id(), iter(range(answers_lost))
