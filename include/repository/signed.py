@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +22,7 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SignedDocument(Frozen):
+class SignedDocument(Frozen, ABC):
     """A document that is stored signed, and believed only whole, genuine and in its place.
 
     It holds no floating-point number: its canonical JSON, which is signed, is then the same in every language.
@@ -33,9 +34,9 @@ class SignedDocument(Frozen):
     format: Literal[1] = 1
 
     @property
+    @abstractmethod
     def home(self) -> str:
         """The key at which it lies, and nowhere else."""
-        raise NotImplementedError
 
     def sealed(self, keyring: Keyring) -> bytes:
         """The signed document, as it is stored."""
