@@ -32,6 +32,7 @@ def main() -> None:
         application=Application(
             barrier=DatabaseLogin(**wanted["barrier"]),
             dump=DatabaseLogin(**wanted["dump"]),
+            replication=DatabaseLogin(**wanted["replication"]),
             objects=Bucket(session, wanted["objects"], endpoint_url=endpoint),
             configuration=Configuration(Path(wanted["configuration"])),
         ),

@@ -75,6 +75,7 @@ class Place:
             "backup": BACKUP_ID,
             "barrier": asdict(installation.barrier),
             "dump": asdict(installation.dump),
+            "replication": asdict(installation.replication),
             "objects": self.no_objects,
             "configuration": str(installation.synapse.configuration),
             "backups": bucket,

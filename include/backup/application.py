@@ -13,10 +13,12 @@ from include.sources.postgres.login import DatabaseLogin
 class Application:
     """The three sources of Synapse (R2).
 
-    `barrier` may lock and read nothing, `dump` may read everything and write nothing (`grants.sql`).
+    `barrier` may lock and read nothing, `dump` may read everything and write nothing, `replication` may stream base
+    backups and WAL (`grants.sql`); all three name the same database.
     """
 
     barrier: DatabaseLogin
     dump: DatabaseLogin
+    replication: DatabaseLogin
     objects: Bucket
     configuration: Configuration

@@ -64,7 +64,7 @@ class Sizes:
         manifest = self.manifest
         found: dict[tuple[str, Unit], int] = defaultdict(int)
         found[ALL, "bytes"] = manifest.raw_bytes
-        found[ALL, "rows"] = manifest.database.rows
+        found[ALL, "rows"] = self.inventory.rows
         found[ALL, "objects"] = manifest.objects.objects
         for component, rows in self._rows({**self.homes, **homes}).items():
             found[component, "rows"] = rows

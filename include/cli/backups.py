@@ -18,7 +18,7 @@ from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Entry
-from include.repository.manifest import moment_text
+from include.repository.manifest import Manifest, moment_text
 from include.repository.verification import Verification, told
 
 
@@ -47,7 +47,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
             manifest.id,
             moment_text(manifest.consistency_point.time),
             _in_short(entry.verification),
-            f"{manifest.database.rows:,}",
+            "-" if manifest.database.rows is None else f"{manifest.database.rows:,}",
             f"{manifest.objects.objects:,}",
             megabytes(manifest.raw_bytes),
             megabytes(manifest.stored_bytes),
@@ -74,8 +74,7 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
     OUT.print(f"as of {moment_text(point.time)}, LSN {point.lsn}, restore point {point.restore_point}")
     OUT.print(f"writers waited {facts['write_stop_ms']} ms; it took {facts['seconds']} s")
     OUT.print(
-        f"database {escape(manifest.database.name)}: "
-        f"{manifest.database.tables} tables, {manifest.database.rows:,} rows; "
+        f"database {escape(manifest.database.name)}: {_database(manifest)}; "
         f"objects of {manifest.objects.bucket}: {manifest.objects.objects:,}; "
         f"configuration at {point.configuration_commit}"
     )
@@ -100,6 +99,13 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
         OUT.print(f"  {escape(doubt)}", soft_wrap=True)
     for warning in manifest.warnings:
         ERR.print(f"[yellow]warning[/]: {escape(warning)}", soft_wrap=True)
+
+
+def _database(manifest: Manifest) -> str:
+    """How much of the database there is: rows that were counted, or the log of a window."""
+    counted, log = manifest.database, manifest.wal
+    told = [] if counted.rows is None else [f"{counted.tables} tables, {counted.rows:,} rows"]
+    return ", ".join([*told, *([f"WAL {log.start_lsn} to {log.end_lsn}"] if log else [])])
 
 
 def decrypt(

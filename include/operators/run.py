@@ -40,6 +40,7 @@ class Surroundings:
         return Application(
             barrier=connections.database_login(sources.database.barrier_connection),
             dump=connections.database_login(sources.database.dump_connection),
+            replication=connections.database_login(sources.database.replication_connection),
             objects=connections.bucket(sources.objects.connection, stall_limit=self.policy.pipeline.stall_limit),
             configuration=connections.configuration(sources.configuration.connection),
         )

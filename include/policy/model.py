@@ -157,9 +157,13 @@ class BackupType(Section):
 
 
 class IncrementalBackup(BackupType):
-    """R1.2; WAL is also shipped between the runs, `shipped_within` of being written (R5.5)."""
+    """R1.2; WAL is also shipped between the runs, `shipped_within` of being written (R5.5).
+
+    An increment without a base to stand on fails, unless `starts_base` lets it make a snapshot first.
+    """
 
     shipped_within: Duration
+    starts_base: bool
 
 
 class SnapshotBackup(BackupType):
@@ -245,6 +249,7 @@ class DatabaseSource(Section):
     tool: Literal["pg_dump"]
     barrier_connection: Text
     dump_connection: Text
+    replication_connection: Text
     scratch_connection: Text
 
 

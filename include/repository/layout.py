@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Literal, Self, cast, get_args
 
 from include.errors import BackupError
+from include.repository.lsn import timeline_of
 
 BackupType = Literal["full", "incremental", "snapshot"]
 BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
@@ -68,6 +69,12 @@ class BackupId:
 MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
+WAL, LEDGER = "wal/", "ledger/"
+_WAL = re.compile(
+    r"wal/(?P<system>\d+)/(?P<timeline>[0-9A-F]{8})/(?P<name>(?P=timeline)(?:[0-9A-F]{16}|\.history))"
+    r"\.(?P<attempt>[0-9a-f]{16})\.zst\.enc",
+    re.ASCII,
+)
 
 
 def new_attempt() -> str:
@@ -93,6 +100,41 @@ def envelope_prefix(owner: str, attempt: str) -> str:
 def envelope_key(owner: str, attempt: str, kek_id: str) -> str:
     """Where one wrap of a data key lies."""
     return f"{envelope_prefix(owner, attempt)}{kek_id}.json"
+
+
+def wal_owner(system_identifier: str) -> str:
+    """Whose the data keys of one cluster's WAL are."""
+    return f"wal-{system_identifier}"
+
+
+def wal_prefix(system_identifier: str) -> str:
+    """Under which all WAL of one cluster lies."""
+    return f"{WAL}{system_identifier}/"
+
+
+def wal_key(system_identifier: str, name: str, attempt: str) -> str:
+    """Where one shipped copy of a segment or of a history file lies."""
+    return f"{wal_prefix(system_identifier)}{timeline_of(name):08X}/{name}.{attempt}.zst.enc"
+
+
+@dataclass(frozen=True)
+class WalPlace:
+    """What a key below `wal/` says: whose segment or history file, and which attempt shipped it."""
+
+    system_identifier: str
+    name: str
+    attempt: str
+
+
+def wal_place(key: str) -> WalPlace | None:
+    """The inverse of `wal_key`; None for a stranger's object."""
+    found = _WAL.fullmatch(key)
+    return WalPlace(found["system"], found["name"], found["attempt"]) if found else None
+
+
+def gap_prefix(system_identifier: str) -> str:
+    """Under which the declared gaps of one cluster lie."""
+    return f"{LEDGER}{system_identifier}/"
 
 
 @dataclass(frozen=True)

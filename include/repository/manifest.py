@@ -11,6 +11,7 @@ from include.errors import BackupError
 from include.pipeline.artifacts import ArtifactPlace, Segment, Written
 from include.pipeline.sealing import Measure
 from include.repository.layout import BackupId, BackupType
+from include.repository.lsn import LsnField
 from include.repository.signed import Frozen, SignedDocument
 
 
@@ -105,7 +106,8 @@ class WriteStop(Frozen):
 class DatabaseSummary(Frozen):
     """What the database was; the rows and digests of each table are in the artifact `database/inventory.json`.
 
-    `server_version` is as in 180006, `tools` the major version of the pg_dump that wrote.
+    `server_version` is as in 180006, `tools` the major version of PostgreSQL's programs that wrote. An increment counts
+    no rows: None.
     """
 
     name: str
@@ -113,23 +115,88 @@ class DatabaseSummary(Frozen):
     system_identifier: str
     timeline: int
     tools: int
-    tables: int
-    rows: int
+    tables: int | None
+    rows: int | None
 
 
 class ObjectsSummary(Frozen):
-    """How much of the object store is in the backup; each object is in its component's index."""
+    """How much of the object store is in the backup; each object is in its component's index.
+
+    An increment has what changed after `since` (None: everything is here): `objects` versions and `deleted` deletions.
+    """
 
     bucket: str
     objects: int
     raw_bytes: int
+    since: AwareDatetime | None = None
+    deleted: int = 0
 
 
 class ConfigurationSummary(Frozen):
-    """What the configuration was."""
+    """What the configuration was; `refs_sha256` is of every ref and where it stood.
+
+    An increment in which no ref moved has no bundle: that of the backup before is still the whole of it.
+    """
 
     branch: str | None
     files: int
+    refs_sha256: str | None = None
+
+
+class WalFile(Frozen):
+    """One WAL segment, or one timeline's history, as `attempt` shipped it. Sizes in bytes, digests in hex."""
+
+    name: str
+    attempt: str
+    raw_bytes: int
+    raw_sha256: str
+    stored_bytes: int
+    stored_sha256: str
+
+
+class WalWindow(Frozen):
+    """The log `[start_lsn, end_lsn)`, both segment boundaries: a row of whole segments, and the histories to follow it.
+
+    `timeline` is the one at its end. `since` is when it begins: of an increment the consistency point before it, of a
+    snapshot the start of its base.
+    """
+
+    start_lsn: LsnField
+    end_lsn: LsnField
+    segment_bytes: int
+    timeline: int
+    since: AwareDatetime
+    files: tuple[WalFile, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of log."""
+        return sum(file.raw_bytes for file in self.files)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in the bucket."""
+        return sum(file.stored_bytes for file in self.files)
+
+
+class Tablespace(Frozen):
+    """One tablespace of a base backup, and where it was."""
+
+    oid: int
+    location: str
+
+
+class BaseBackup(Frozen):
+    """The base of a snapshot: recovery begins at `start_lsn`, and is consistent from `stop_lsn` on.
+
+    `started` and `stopped` are the server's clock: no moment before `stopped` can be reached from here.
+    """
+
+    start_lsn: LsnField
+    stop_lsn: LsnField
+    started: AwareDatetime
+    stopped: AwareDatetime
+    tablespaces: tuple[Tablespace, ...] = ()
 
 
 class Cost(Frozen):
@@ -161,6 +228,8 @@ class Manifest(SignedDocument):
     packs: tuple[Pack, ...]
     cost: Cost
     warnings: tuple[str, ...]
+    base: BaseBackup | None = None
+    wal: WalWindow | None = None
 
     @property
     def backup(self) -> BackupId:
@@ -175,12 +244,15 @@ class Manifest(SignedDocument):
     @property
     def raw_bytes(self) -> int:
         """Bytes of the sources."""
-        return sum(artifact.raw_bytes for artifact in self.artifacts) + sum(pack.raw_bytes for pack in self.packs)
+        packs = sum(pack.raw_bytes for pack in self.packs)
+        return sum(artifact.raw_bytes for artifact in self.artifacts) + packs + (self.wal.raw_bytes if self.wal else 0)
 
     @property
     def stored_bytes(self) -> int:
         """Bytes in the bucket."""
-        return sum(artifact.stored_bytes for artifact in self.artifacts) + sum(pack.stored_bytes for pack in self.packs)
+        packs = sum(pack.stored_bytes for pack in self.packs)
+        log = self.wal.stored_bytes if self.wal else 0
+        return sum(artifact.stored_bytes for artifact in self.artifacts) + packs + log
 
     def artifact(self, name: str) -> Artifact:
         """One artifact by name; raises `ManifestRefused`."""

@@ -117,7 +117,7 @@ def _backup_table(manifest: Manifest) -> Table:
     table = Table("what", "how many", "raw MB", "stored MB", "ratio", title=f"{manifest.id}", title_justify="left")
     commit = manifest.consistency_point.configuration_commit
     groups = {
-        "database": f"{manifest.database.tables} tables, {manifest.database.rows:,} rows",
+        "database": f"{manifest.database.tables} tables, {manifest.database.rows or 0:,} rows",
         "objects": f"{manifest.objects.objects:,} objects",
         "config": f"commit {commit[:12]}, {manifest.configuration.files} files",
     }

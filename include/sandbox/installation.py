@@ -40,6 +40,7 @@ class Installation:
     synapse: Synapse
     barrier: DatabaseLogin
     dump: DatabaseLogin
+    replication: DatabaseLogin
     scratch: DatabaseLogin
     keyring: Path
     backups: str
@@ -68,7 +69,7 @@ class Installation:
             name="synapse" + suffix,
         )
         synapse.seed(scale=scale)
-        barrier, dump, scratch = _grant(synapse.database)
+        barrier, dump, replication, scratch = _grant(synapse.database)
         keyring = directory / "keyring.json"
         Keyring.create(keyring)
         made = cls(
@@ -78,6 +79,7 @@ class Installation:
             synapse=synapse,
             barrier=barrier,
             dump=dump,
+            replication=replication,
             scratch=scratch,
             keyring=keyring,
             backups=primary.create_bucket(BACKUPS + suffix),
@@ -104,6 +106,7 @@ class Installation:
         return Application(
             barrier=self.barrier,
             dump=self.dump,
+            replication=self.replication,
             objects=self._bucket(self.primary, self.synapse.bucket),
             configuration=Configuration(self.synapse.configuration),
         )
@@ -117,6 +120,7 @@ class Installation:
         return {
             "synapse_database_barrier": _postgres(self.barrier),
             "synapse_database_dump": _postgres(self.dump),
+            "synapse_database_replication": _postgres(self.replication),
             "synapse_database_scratch": _postgres(self.scratch),
             "synapse_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_backups_primary": _aws(self.primary, self.backups),
@@ -150,11 +154,12 @@ class Installation:
 def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, ...]:
     """Run `grants.sql` in the database and give its logins passwords; those of an earlier run are replaced.
 
-    Returns the barrier's login, the dump's, and one that may create scratch databases and nothing else.
+    Returns the barrier's login, the dump's, the replication's, and one that may create scratch databases and nothing
+    else.
     """
     logins = tuple(
         replace(database, user=f"synapse_backup_{name}", password=secrets.token_urlsafe(24))
-        for name in ("barrier", "dump", "scratch")
+        for name in ("barrier", "dump", "replication", "scratch")
     )
     with database.connect(application_name="sandbox", autocommit=True) as session:
         session.execute(GRANTS.read_bytes())
@@ -164,7 +169,7 @@ def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, ...]:
             session.execute(
                 sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(login.user), sql.Literal(login.password))
             )
-    return (*logins[:2], logins[2].with_database("postgres"))
+    return (*logins[:3], logins[3].with_database("postgres"))
 
 
 def _postgres(login: DatabaseLogin) -> dict[str, object]:

@@ -78,6 +78,7 @@ def bucket(name):
     return Bucket(session, name, region=told["region"], endpoint_url=told["endpoint_url"])
 application = Application(
     barrier=DatabaseLogin(**told["barrier"]), dump=DatabaseLogin(**told["dump"]),
+    replication=DatabaseLogin(**told["replication"]),
     objects=bucket(told["objects"]), configuration=Configuration(Path(told["configuration"])),
 )
 scratch = make_scratch(Path(told["scratch"]), told["backup"])
@@ -213,6 +214,7 @@ class Synapse:
             {
                 "barrier": asdict(self.installation.barrier),
                 "dump": asdict(self.installation.dump),
+                "replication": asdict(self.installation.replication),
                 "objects": objects.name,
                 "backups": self.installation.backups,
                 "access_key": credentials.access_key,

@@ -32,6 +32,7 @@ def test_our_file_holds_every_connection_that_the_policy_names(filled: Path) -> 
     named = {
         database.barrier_connection,
         database.dump_connection,
+        database.replication_connection,
         database.scratch_connection,
         policy.sources.objects.connection,
         policy.sources.configuration.connection,

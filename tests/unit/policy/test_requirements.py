@@ -306,11 +306,10 @@ def test_connections_that_the_other_rooms_open(policy: Policy) -> None:
         "synapse_backups_replica",
     )
     database = policy.sources.database
-    assert (database.barrier_connection, database.dump_connection, database.scratch_connection) == (
-        "synapse_database_barrier",
-        "synapse_database_dump",
-        "synapse_database_scratch",
-    )
+    assert database.barrier_connection == "synapse_database_barrier"
+    assert database.dump_connection == "synapse_database_dump"
+    assert database.replication_connection == "synapse_database_replication"
+    assert database.scratch_connection == "synapse_database_scratch"
     assert policy.sources.objects.connection == "synapse_objects"
     assert policy.sources.configuration.connection == "synapse_configuration"
 
