@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from benchmarks.place import Place
-from include.backup.full import consistency_point
+from include.backup.consistency import consistency_point
 from include.policy import load_policy
 
 WRITERS = 16

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from include.backup.full import summary
+from include.backup.summary import summary
 from include.cli.place import BackupArgument, DespiteOption, JsonOption, find_backup, find_sound_backup
 from include.cli.printing import ERR, OUT, megabytes, print_json
 from include.errors import BackupError

@@ -19,9 +19,9 @@ class StopWrites(BackupStep):
 
     def step(self, run: BackupRun) -> Facts:
         """How many tables will be locked."""
-        from include.backup import full  # noqa: PLC0415
+        from include.backup import consistency  # noqa: PLC0415
 
-        return full.stop_writes(run.application, run.policy)
+        return consistency.stop_writes(run.application, run.policy)
 
 
 class MakeFullBackup(BackupStep):
@@ -31,9 +31,10 @@ class MakeFullBackup(BackupStep):
 
     def step(self, run: BackupRun) -> Facts:
         """The summary of the committed backup."""
-        from include.backup import full  # noqa: PLC0415
+        from include.backup.full import make_full_backup  # noqa: PLC0415
+        from include.backup.summary import summary  # noqa: PLC0415
 
-        manifest = full.make_full_backup(
+        manifest = make_full_backup(
             run.backup,
             slot=run.slot,
             application=run.application,
@@ -41,7 +42,7 @@ class MakeFullBackup(BackupStep):
             policy=run.policy,
             scratch=run.scratch,
         )
-        return full.summary(manifest)
+        return summary(manifest)
 
 
 class ResumeWrites(BackupStep):
@@ -49,9 +50,10 @@ class ResumeWrites(BackupStep):
 
     def step(self, run: BackupRun) -> Facts:
         """The sessions that had to be ended, and the measured write stop when the backup was committed."""
-        from include.backup import full  # noqa: PLC0415
+        from include.backup import consistency  # noqa: PLC0415
+        from include.backup.summary import summary  # noqa: PLC0415
 
-        facts = full.resume_writes(run.application, run.backup)
+        facts = consistency.resume_writes(run.application, run.backup)
         try:
             manifest = run.catalog.find(run.backup)
         except BackupError as error:  # writes are free, which is what this step is for
@@ -59,7 +61,7 @@ class ResumeWrites(BackupStep):
             return facts
         if manifest is None:
             return facts
-        made = full.summary(manifest)
+        made = summary(manifest)
         self.log.info(
             "Writes were stopped for %s ms at most, locks held for %s ms.", made["write_stop_ms"], made["locks_held_ms"]
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.table import Table
 
-from include.backup.full import summary
+from include.backup.summary import summary
 from include.errors import BackupError
 from include.repository.manifest import Manifest
 from include.sandbox.airflow import AirflowServices

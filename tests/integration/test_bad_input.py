@@ -30,7 +30,8 @@ from include.backup import prepare
 from include.backup.application import Application
 from include.backup.checks import database
 from include.backup.checks.check import Remark
-from include.backup.full import make_full_backup, stop_writes
+from include.backup.consistency import stop_writes
+from include.backup.full import make_full_backup
 from include.backup.sample import named, turn_of
 from include.backup.verify import check_integrity, check_sizes, prove_sample
 from include.errors import BackupError

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from botocore.retries.standard import ExponentialBackoff
 
-from include.backup import full
+from include.backup import objects as copying
 from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
 from include.errors import BackupError
@@ -296,7 +296,7 @@ class Application:
     def __init__(self, change: Callable[[], None], *, listed: str = "") -> None:
         self._change, self._listed = change, listed
         self._lock, self._done = threading.Lock(), False
-        self._list_component = full.list_component
+        self._list_component = copying.list_component
 
     def __call__(self, source: Bucket, component: Any, moment: Any, **options: Any) -> Iterator[ObjectVersion]:
         versions = self._list_component(source, component, moment, **options)
@@ -370,7 +370,7 @@ def zoo(server: Server, postgres18: PostgresServer, s3_replica: S3Server) -> Ite
     before = {key: told(source, key) for key in source.keys("")}
     policy = zoo_policy([*KEYS, NAMED])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(full, "list_component", Application(lambda: change(source)))
+        patch.setattr(copying, "list_component", Application(lambda: change(source)))
         manifest = make_full_backup(
             BACKUP, slot=None, application=application, catalog=catalog, policy=policy, scratch=directory
         )
@@ -508,7 +508,7 @@ def test_a_version_that_is_deleted_for_good_meanwhile_makes_the_run_red_and_the_
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(full, "list_component", Application(purge, listed="unclassified_objects"))
+        patch.setattr(copying, "list_component", Application(purge, listed="unclassified_objects"))
         with pytest.raises(ObjectMissing, match="/purged"):
             run()
     assert zoo.installation.catalog().find(backup) is None

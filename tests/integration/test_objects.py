@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.backup import full
+from include.backup import objects as copying
 from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
@@ -202,7 +202,7 @@ class Meddler:
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket, self._lock, self._done = bucket, threading.Lock(), False
-        self._list_component = full.list_component
+        self._list_component = copying.list_component
 
     def __call__(self, source: Bucket, component: Any, moment: datetime, **options: Any) -> Iterator[ObjectVersion]:
         with self._lock:
@@ -239,7 +239,7 @@ def restored(
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda number: source.put(f"uploads/many/{number:04d}", b"%d" % number), range(MANY)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(full, "list_component", Meddler(source))
+        patch.setattr(copying, "list_component", Meddler(source))
         manifest = make_full_backup(
             BACKUP, slot=None, application=application, catalog=catalog, policy=whole, scratch=directory
         )

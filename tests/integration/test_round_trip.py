@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from include.backup import full
-from include.backup.full import make_full_backup, resume_writes, stop_writes, summary
+from include.backup.consistency import resume_writes, stop_writes
+from include.backup.full import make_full_backup
 from include.backup.sample import named
+from include.backup.summary import summary
 from include.backup.verify import check_integrity, check_sizes, prove_sample
 from include.pipeline.progress import Progress
 from include.policy import load_policy
@@ -27,6 +28,7 @@ from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sources.objects import PackedComponent
 
 MIDNIGHT = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
 SLOT = Slot(start=datetime(2026, 11, 21, tzinfo=UTC), end=datetime(2026, 11, 22, tzinfo=UTC))
@@ -182,7 +184,7 @@ def test_a_failure_of_one_stream_stops_the_others_and_commits_nothing(
     backed_up: BackedUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup = BackupId("full", datetime(2026, 11, 24, tzinfo=UTC))
-    monkeypatch.setattr(full.PackedComponent, "_pack", fail)
+    monkeypatch.setattr(PackedComponent, "_pack", fail)
     with pytest.raises(ZeroDivisionError):
         backed_up.backup_again(backup)
 

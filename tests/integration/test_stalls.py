@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from include.backup.application import Application
-from include.backup.full import SurroundingsSilent, consistency_point
+from include.backup.consistency import SurroundingsSilent, consistency_point
 from include.pipeline.artifacts import ArtifactPlace, write_artifact
 from include.pipeline.process import SourceFailed, SourceStalled, run_source
 from include.pipeline.progress import Progress

@@ -26,7 +26,7 @@ import pytest
 import yaml
 from psycopg import sql
 
-from include.backup import full
+from include.backup import consistency
 from include.backup.full import make_full_backup
 from include.pipeline.progress import Progress
 from include.policy import Policy, load_policy
@@ -293,7 +293,7 @@ class Zoo:
         """Back it up while it changes; what `pg_dump` of `reader` says of the consistency point is asked within it."""
         texts: list[str] = []
         tables: list[int] = []
-        hold = full.hold_consistency_point
+        hold = consistency.hold_consistency_point
 
         @contextmanager
         def watched(*args: Any, **options: Any) -> Iterator[Any]:
@@ -302,7 +302,7 @@ class Zoo:
                 texts.append(text_of(self.database, reader, f"--snapshot={point.snapshot}"))
                 yield point
 
-        monkeypatch.setattr(full, "hold_consistency_point", watched)
+        monkeypatch.setattr(consistency, "hold_consistency_point", watched)
         application = replace(
             self.installation.application(),
             barrier=self.installation.barrier.with_database(self.database.dbname),

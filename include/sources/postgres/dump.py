@@ -65,7 +65,7 @@ def dump_streams(
         *(f"--snapshot={snapshot}", f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"),
     )
     return [
-        DumpStream(GLOBALS, None, _globals(tools, lock_wait), archive=False),
+        globals_stream(tools, lock_wait=lock_wait),
         DumpStream(PRE_DATA, None, (*dump, "--section=pre-data")),
         *(
             DumpStream(component.name, component.name, (*dump, "--section=data", *_named(component)))
@@ -77,14 +77,16 @@ def dump_streams(
     ]
 
 
+def globals_stream(tools: PostgresTools, *, lock_wait: timedelta) -> DumpStream:
+    """Roles with their passwords, and tablespaces; of the whole server, and of no snapshot."""
+    wait = f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"
+    argv = (tools.pg_dumpall, "--globals-only", "--encoding=UTF8", "--no-sync", "--no-password", wait)
+    return DumpStream(GLOBALS, None, argv, archive=False)
+
+
 def pattern(relation: Relation) -> str:
     """A pattern that matches this relation and nothing else: within double quotes pg_dump takes every name as it is."""
     return f"{quote(relation.schema)}.{quote(relation.name)}"
-
-
-def _globals(tools: PostgresTools, lock_wait: timedelta) -> tuple[str, ...]:
-    wait = f"--lock-wait-timeout={round(lock_wait.total_seconds() * 1000)}"
-    return (tools.pg_dumpall, "--globals-only", "--encoding=UTF8", "--no-sync", "--no-password", wait)
 
 
 def _named(component: ComponentRelations) -> list[str]:
