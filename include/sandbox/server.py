@@ -18,8 +18,9 @@ from typing import ClassVar, NamedTuple, Self
 import psutil
 
 from include.errors import BackupError
+from include.pipeline import launch
 
-LAUNCHER = Path(__file__).with_name("launch.py")
+LAUNCHER = Path(launch.__file__)
 POLL_SECONDS = 0.02
 PORT_TRIES = 3
 LOG_TAIL_LINES = 15

@@ -48,9 +48,12 @@ GRANT pg_read_all_data TO synapse_backup_dump;
 GRANT pg_read_all_settings TO synapse_backup_dump;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules() TO synapse_backup_dump;
 
--- Replication: base backups and WAL.
+-- Replication: base backups, WAL, and the slots that keep it. The attribute is enough for all of it; what the server runs
+-- it sees by name only (pg_stat_activity), and that is enough to say who holds a lock.
+-- A window, the continuous stream and a base backup may run at once, with up to three sessions each (its lock, its
+-- slots, what it receives), and a second try may begin before a dead one's sessions are gone.
 ALTER ROLE synapse_backup_replication
-    NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION NOBYPASSRLS CONNECTION LIMIT 8;
+    NOSUPERUSER NOCREATEDB NOCREATEROLE REPLICATION NOBYPASSRLS CONNECTION LIMIT 16;
 
 -- A trigger on login (PostgreSQL 17 and later) that writes would shut out whoever reads only.
 DO $$

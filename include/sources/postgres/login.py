@@ -8,7 +8,7 @@ password leaves it in two ways only: to libpq in this process, and in the enviro
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from include.errors import BackupError
 
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from psycopg.rows import TupleRow
 
 CONNECT_TIMEOUT_SECONDS = 10
+
+# A peer that vanished without a word is noticed within a minute, also by a session that only waits
+# (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-KEEPALIVES).
+KEEPALIVES: dict[str, Any] = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
 
 # A database or a role may have set for its users what psycopg cannot read.
 _READABLE = "-c DateStyle=ISO -c IntervalStyle=postgres"
@@ -86,8 +95,10 @@ class DatabaseLogin:
         optional = {"PGPASSWORD": self.password, "PGSSLROOTCERT": self.sslrootcert, "PGAPPNAME": application_name}
         return variables | {name: value for name, value in optional.items() if value}
 
-    def connect(self, *, application_name: str, autocommit: bool = False) -> psycopg.Connection[TupleRow]:
-        """Open a session.
+    def connect(
+        self, *, application_name: str, autocommit: bool = False, replication: bool = False
+    ) -> psycopg.Connection[TupleRow]:
+        """Open a session; one of `replication` speaks only that protocol's commands, through its `pgconn`.
 
         Raises `DatabaseUnreachable` when the server is away or refuses.
         """
@@ -108,6 +119,8 @@ class DatabaseLogin:
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 application_name=application_name,
                 autocommit=autocommit,
+                replication="true" if replication else None,
+                **KEEPALIVES,
             )
         except psycopg.OperationalError as error:
             said = " ".join(str(error).split())
