@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import signal
+import ssl
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import boto3
+import botocore.session
 
 from include.errors import BackupError
+from include.sandbox.certificate import make_certificate
 from include.sandbox.server import LocalServer, free_port
 
 if TYPE_CHECKING:
@@ -100,11 +103,18 @@ class _Osd(_Daemon):
 class _Gateway(_Daemon):
     name, program, arguments = "Ceph's S3 gateway", "radosgw", ("-n", "client.admin", "--ms-mon-client-mode=crc")
 
+    certificate: tuple[Path, Path] | None = None
+    """The certificate and its key, when it listens with TLS."""
+
     def _command(self) -> list[str]:
-        return [*super()._command(), f"--rgw-frontends=beast endpoint=127.0.0.1:{self.port}"]
+        endpoint = f"endpoint=127.0.0.1:{self.port}"
+        if self.certificate:
+            trusted, secret = self.certificate
+            endpoint = f"ssl_{endpoint} ssl_certificate={trusted} ssl_private_key={secret}"
+        return [*super()._command(), f"--rgw-frontends=beast {endpoint}"]
 
     def _answers(self) -> bool:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = self._connection()
         try:
             connection.request("GET", "/")
             return connection.getresponse().status < http.HTTPStatus.INTERNAL_SERVER_ERROR
@@ -113,17 +123,25 @@ class _Gateway(_Daemon):
         finally:
             connection.close()
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if not self.certificate:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        context = ssl.create_default_context(cafile=self.certificate[0])
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=5, context=context)
+
 
 class CephGateway:
     """An S3 server with one user, on 127.0.0.1, for as long as the `with` block; about 30 s to start.
 
-    `directory` must be short: sockets lie in it. Raises `BackupError` when Ceph is not installed.
+    `directory` must be short: sockets lie in it. With `tls` it listens with TLS alone, and its sessions verify its
+    certificate. Raises `BackupError` when Ceph is not installed.
     """
 
     region = "us-east-1"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, tls: bool = False) -> None:
         self.directory = directory.absolute()
+        self._tls = tls
         if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
             raise BackupError(
                 f"Ceph is not installed: there is no {', '.join(missing)}.",
@@ -136,6 +154,8 @@ class CephGateway:
     def __enter__(self) -> Self:
         for name in ("mon", "osd", "run", "log"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
+        if self._tls:
+            self._gateway.certificate = make_certificate(self.directory)
         with ExitStack() as running:
             monitor = _Monitor(self.directory / "monitor", port=free_port())
             self._configure(monitor.port)
@@ -157,12 +177,17 @@ class CephGateway:
 
     @property
     def endpoint_url(self) -> str:
-        """Where it listens, as `http://127.0.0.1:port`."""
-        return f"http://127.0.0.1:{self._gateway.port}"
+        """Where it listens, as `http://127.0.0.1:port`, or `https` with TLS."""
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._gateway.port}"
+
+    @property
+    def certificate(self) -> Path | None:
+        """What clients verify it against, for `AWS_CA_BUNDLE` and the like; None without TLS."""
+        return self._gateway.certificate and self._gateway.certificate[0]
 
     def session(self) -> boto3.Session:
         """A session with the user's key."""
-        return boto3.Session(self._access_key, self._secret_key, region_name=self.region)
+        return self._session(self._access_key, self._secret_key)
 
     def client(self) -> S3Client:
         """A client of this server."""
@@ -185,7 +210,7 @@ class CephGateway:
         self._run(*administer, "quota", "set", "--quota-scope=user", f"--max-size={quota_bytes}")
         self._run(*administer, "quota", "enable", "--quota-scope=user")
         try:
-            yield boto3.Session(access_key, secret_key, region_name=self.region)
+            yield self._session(access_key, secret_key)
         finally:
             self._run(*administer, "user", "rm", "--purge-data")
 
@@ -196,6 +221,14 @@ class CephGateway:
     def start(self) -> None:
         """Start the gateway again on the same port, after a crash."""
         self._gateway.start()
+
+    def _session(self, access_key: str, secret_key: str) -> boto3.Session:
+        inner = botocore.session.get_session()
+        if self.certificate:
+            inner.set_config_variable("ca_bundle", str(self.certificate))
+            # Over TLS botocore sends checksums behind the body, which this gateway does not read.
+            inner.set_config_variable("request_checksum_calculation", "when_required")
+        return boto3.Session(access_key, secret_key, region_name=self.region, botocore_session=inner)
 
     def _configure(self, monitor: int) -> None:
         fsid = str(uuid.uuid4())
