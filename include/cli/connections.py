@@ -14,9 +14,11 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import boto3
 
+from include.backup.application import Application
 from include.backup.checks.check import Unseen
 from include.errors import BackupError
 from include.pipeline.store import Bucket
+from include.policy import Policy
 from include.settings import read_settings
 from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
@@ -90,6 +92,17 @@ class Connections:
         """The checkout whose path is the connection's host."""
         connection, _ = self._get(name)
         return Configuration(Path(self._needed(name, connection, "host")))
+
+    def application(self, policy: Policy) -> Application:
+        """What is backed up, through the connections that the policy names."""
+        sources = policy.sources
+        return Application(
+            barrier=self.login(sources.database.barrier_connection),
+            dump=self.login(sources.database.dump_connection),
+            replication=self.login(sources.database.replication_connection),
+            objects=self.bucket(sources.objects.connection),
+            configuration=self.configuration(sources.configuration.connection),
+        )
 
     def _get(self, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         connection = self.by_id.get(name)

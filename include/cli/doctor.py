@@ -17,7 +17,6 @@ from include.backup.doctor import Surroundings, diagnose
 from include.cli.connections import Connections
 from include.cli.place import JsonOption, Place, server
 from include.cli.printing import OUT, print_json
-from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket
 from include.policy import load_policy
 
@@ -53,7 +52,7 @@ def _surroundings(place: Place, connections: Connections) -> Surroundings:
     return Surroundings(
         temporary=_temporary(),
         keyring_file=place.keyring,
-        keyring=cache(lambda: Keyring.load(place.keyring) if place.keyring else Keyring.from_environment()),
+        keyring=cache(place.read_keyring),
         primary=cache(partial(_primary, place, connections)),
         replica=cache(partial(_replica, connections)),
         objects=cache(lambda: connections.bucket(load_policy().sources.objects.connection)),

@@ -53,7 +53,11 @@ class Place:
 
     def catalog(self) -> Catalog:
         """The backups in the bucket that the options name, read with the keyring that they name."""
-        return Catalog(self.backups(), Keyring.load(self.keyring) if self.keyring else Keyring.from_environment())
+        return Catalog(self.backups(), self.read_keyring())
+
+    def read_keyring(self) -> Keyring:
+        """The keyring that the option or the environment names."""
+        return Keyring.load(self.keyring) if self.keyring else Keyring.from_environment()
 
     def backups(self) -> Bucket:
         """The bucket that the options name, or the policy's primary."""

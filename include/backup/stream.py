@@ -1,0 +1,224 @@
+"""WAL between the hours: each finished segment in the bucket within a minute of being written (R5.5).
+
+It is a convenience to the RPO and to nothing else: the hourly run receives from the server what is not in the bucket,
+so that stopping the stream, killing it or losing its disk costs no byte. It never moves the anchor.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from include.backup.application import Application
+from include.errors import BackupError
+from include.policy import Policy
+from include.repository.catalog import Catalog
+from include.repository.lsn import Lsn, segment_lsn, segment_name, segment_start
+from include.repository.wal import PAGE_HEADER_BYTES, WalArchive, WalSession
+from include.sources.postgres.receive import Receiver, receive_continuously
+from include.sources.postgres.server import identify
+from include.sources.postgres.slots import chain_lock, copied_slot, drop_inactive_copies, secure_anchor
+from include.sources.postgres.tools import find_tools
+
+if TYPE_CHECKING:
+    from psycopg.rows import TupleRow
+
+    from include.sources.postgres.slots import ChainLock
+
+log = logging.getLogger(__name__)
+
+_SHARE_OF_PROMISE = 2
+"""A segment is ended when its oldest byte has waited for half of what the policy promises; the rest is for shipping."""
+_LOOKS = 12
+"""How often in the promised time the stream looks what there is to do."""
+_LONGEST_PAUSE = 30.0
+
+
+class SpoolFull(BackupError):
+    """The disk that segments wait on has no room: the bucket takes them slower than the server writes."""
+
+
+@dataclass
+class Shipments:
+    """What a stream has done: segments and histories shipped, segments that it ended early, and times it began anew."""
+
+    shipped: int = 0
+    raw_bytes: int = 0
+    stored_bytes: int = 0
+    ended_early: int = 0
+    interruptions: int = 0
+    last: str | None = field(default=None)
+
+
+def ship_continuously(
+    application: Application,
+    catalog: Catalog,
+    policy: Policy,
+    *,
+    spool: Path,
+    until: threading.Event,
+) -> Shipments:
+    """Ship every segment as it is finished, until `until` is set; returns what was done.
+
+    One stream at a time ships a chain: as long as somebody else holds the stream's lock, this one waits. When the
+    server or the store fails it says so, and begins again where the bucket ends. `spool` is its own directory, and
+    whatever an earlier stream left in it is removed.
+    """
+    done = Shipments()
+    stream = _Stream(application, catalog, policy, spool, until, done)
+    failures = 0
+    while not until.is_set():
+        shipped = done.shipped
+        try:
+            stream.run()
+        except (BackupError, psycopg.Error, OSError) as failure:
+            failures = 1 if done.shipped > shipped else failures + 1
+            done.interruptions += 1
+            pause = min(2.0**failures, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            log.warning("The stream was interrupted, and begins again in %.0f s: %s", pause, _told(failure))
+            until.wait(pause)
+    return done
+
+
+@dataclass
+class _Stream:
+    """One stream, which may begin several times."""
+
+    application: Application
+    catalog: Catalog
+    policy: Policy
+    spool: Path
+    until: threading.Event
+    done: Shipments
+
+    @property
+    def _look_every(self) -> timedelta:
+        return self.policy.backups.incremental.shipped_within / _LOOKS
+
+    def run(self) -> None:
+        """Take the lock and ship until the end is asked for; raises what interrupts it."""
+        with chain_lock(self.application.replication, "stream", wait=self._look_every) as lock:
+            self._ship(lock)
+
+    def _ship(self, lock: ChainLock) -> None:
+        session = lock.session
+        drop_inactive_copies(session, "stream")
+        secure_anchor(session)
+        server = identify(session)
+        archive = WalArchive(
+            self.catalog.bucket, self.catalog.keyring, server.system_identifier, policy=self.policy.pipeline
+        )
+        shipping = archive.session()
+        shutil.rmtree(self.spool, ignore_errors=True)
+        self.spool.mkdir(mode=0o700, parents=True)
+        with (
+            copied_slot(session, "stream", shipping.attempt) as slot,
+            closing(self.application.barrier.connect(application_name="synapse-backups", autocommit=True)) as ender,
+            ThreadPoolExecutor(self.policy.pipeline.streams_at_once, thread_name_prefix="ship") as pool,
+            receive_continuously(
+                find_tools(server.major),
+                self.application.replication,
+                slot=slot,
+                start=_first_missing(session, slot, server.timeline, archive),
+                directory=self.spool,
+            ) as receiving,
+        ):
+            log.info("Shipping the log of %s as attempt %s.", server, shipping.attempt)
+            self._ship_what_comes(lock, receiving, shipping, pool, _Ender(ender, self._promise))
+
+    @property
+    def _promise(self) -> timedelta:
+        return self.policy.backups.incremental.shipped_within / _SHARE_OF_PROMISE
+
+    def _ship_what_comes(
+        self, lock: ChainLock, receiving: Receiver, shipping: WalSession, pool: ThreadPoolExecutor, ender: _Ender
+    ) -> None:
+        on_their_way: dict[Path, Future[None]] = {}
+        while not self.until.is_set():
+            lock.require()
+            self._must_have_room()
+            for file in receiving.finished(self._look_every):
+                on_their_way[file] = pool.submit(self._ship_one, file, shipping)
+            for file in [file for file, sending in on_their_way.items() if sending.done()]:
+                on_their_way.pop(file).result()
+            self.done.ended_early += ender.end_what_waited()
+
+    def _ship_one(self, file: Path, shipping: WalSession) -> None:
+        shipped = shipping.ship(file, file.name)
+        file.unlink()
+        self.done.shipped += 1
+        self.done.raw_bytes += shipped.raw_bytes
+        self.done.stored_bytes += shipped.stored_bytes
+        self.done.last = shipped.name
+        log.info("%s is in the bucket: %.1f MB.", shipped.name, shipped.stored_bytes / 1e6)
+
+    def _must_have_room(self) -> None:
+        free, needed = shutil.disk_usage(self.spool).free, int(self.policy.preparation.minimum_free_bytes)
+        if free < needed:
+            raise SpoolFull(
+                f"{self.spool} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are kept free: the bucket "
+                "takes WAL slower than the server writes it.",
+                mend="Make room, or a faster way to the bucket; the server keeps what is not shipped.",
+            )
+
+
+class _Ender:
+    """Ends the server's segment when something in it has waited for too long: a quiet server takes hours to fill one.
+
+    The server itself marks what nobody needs to hear about (its own snapshots of running transactions) only after
+    something happened: on an idle one the log stands still, and no segment is ended.
+    """
+
+    def __init__(self, session: psycopg.Connection[TupleRow], longest: timedelta) -> None:
+        self._session, self._longest = session, longest.total_seconds()
+        self._segment: Lsn | None = None
+        self._since = 0.0
+
+    def end_what_waited(self) -> int:
+        """How many segments it ended: one or none."""
+        row = self._session.execute(
+            "SELECT pg_current_wal_insert_lsn()::text, setting::int8 FROM pg_settings WHERE name = 'wal_segment_size'"
+        ).fetchone()
+        assert row is not None  # noqa: S101 - the setting is there
+        at, size = Lsn.parse(row[0]), row[1]
+        segment = segment_start(at, size)
+        if at - segment <= PAGE_HEADER_BYTES:
+            self._segment = None
+            return 0
+        if segment != self._segment:
+            self._segment, self._since = segment, time.monotonic()
+        if time.monotonic() - self._since < self._longest:
+            return 0
+        self._session.execute("SELECT pg_switch_wal()")
+        self._segment = None
+        return 1
+
+
+def _first_missing(session: psycopg.Connection[TupleRow], slot: str, timeline: int, archive: WalArchive) -> str:
+    """The first segment from the slot's on that nobody has shipped."""
+    row = session.execute(
+        "SELECT restart_lsn::text, (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size')"
+        " FROM pg_replication_slots WHERE slot_name = %s",
+        [slot],
+    ).fetchone()
+    assert row is not None  # noqa: S101 - it was made a moment ago
+    size, shipped = row[1], archive.shipped()
+    name = segment_name(timeline, Lsn.parse(row[0]), size)
+    while name in shipped:
+        name = segment_name(timeline, Lsn(segment_lsn(name, size) + size), size)
+    return name
+
+
+def _told(failure: Exception) -> str:
+    return " ".join(str(failure).split())
