@@ -203,17 +203,18 @@ def _killed(installation: Installation, policy: Policy, spool: Path, log: Log, r
         **{f"AIRFLOW_CONN_{name.upper()}": json.dumps(value) for name, value in installation.connections().items()},
     }
     for _ in range(rounds):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "include.cli", "stream", f"--spool={spool}"], env=environment, cwd=Path.cwd()
-        )
-        until(lambda: log.copies() == 1 and spool.exists(), within=60)
-        children = psutil.Process(process.pid).children(recursive=True)
-        for _ in range(rng.randrange(1, 4)):
-            log.write()
-            log.value("SELECT pg_switch_wal()")
-        pass_by(rng.uniform(0, 0.5))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        ) as process:
+            try:
+                until(lambda: log.copies() == 1 and spool.exists(), within=60)
+                children = psutil.Process(process.pid).children(recursive=True)
+                for _ in range(rng.randrange(1, 4)):
+                    log.write()
+                    log.value("SELECT pg_switch_wal()")
+                pass_by(rng.uniform(0, 0.5))
+            finally:
+                process.send_signal(signal.SIGKILL)
         psutil.wait_procs(children, timeout=20)
         assert not [child for child in children if child.is_running()]
         shutil.rmtree(spool, ignore_errors=True)
