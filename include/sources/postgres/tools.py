@@ -91,17 +91,41 @@ def find_tools(server_major: int) -> PostgresTools:
     return choose(server_major, installed())
 
 
+def tools_of(major: int) -> PostgresTools:
+    """The tools of exactly that major version, for what reads a cluster's own files: its WAL, its data directory.
+
+    Raises `ToolsMissing`, naming what was found.
+    """
+    return choose_exactly(major, installed())
+
+
+def choose_exactly(major: int, found: Iterable[PostgresTools]) -> PostgresTools:
+    """The first of that major."""
+    found = list(found)
+    for tools in found:
+        if tools.major == major:
+            return tools
+    raise ToolsMissing(
+        f"No PostgreSQL tools of version {major} itself, and no other reads what its server wrote. "
+        f"Found: {_names(found)}.",
+        mend=f"Install the PostgreSQL {major} server package.",
+    )
+
+
 def choose(server_major: int, found: Iterable[PostgresTools]) -> PostgresTools:
     """The first of the lowest major that is not below `server_major`."""
     found = list(found)
     usable = [tools for tools in found if tools.major >= server_major]
     if usable:
         return min(usable, key=lambda tools: tools.major)
-    names = ", ".join(f"{tools.major} in {tools.directory}" for tools in found) or "none"
     raise ToolsMissing(
-        f"No PostgreSQL tools for a server of version {server_major}. Found: {names}.",
+        f"No PostgreSQL tools for a server of version {server_major}. Found: {_names(found)}.",
         mend=f"Install the PostgreSQL {server_major} client package, or a newer one.",
     )
+
+
+def _names(found: Iterable[PostgresTools]) -> str:
+    return ", ".join(f"{tools.major} in {tools.directory}" for tools in found) or "none"
 
 
 def installed() -> Iterator[PostgresTools]:
