@@ -20,6 +20,7 @@ from include.repository.envelopes import create_data_key
 from include.repository.layout import BackupId
 from include.repository.manifest import (
     Artifact,
+    BaseBackup,
     ConfigurationSummary,
     ConsistencyPoint,
     Cost,
@@ -28,6 +29,7 @@ from include.repository.manifest import (
     ObjectsSummary,
     Pack,
     Slot,
+    WalWindow,
     WriteStop,
     artifact_place,
     describe,
@@ -132,6 +134,8 @@ class Attempt:
         database: DatabaseSummary,
         objects: ObjectsSummary,
         configuration: ConfigurationSummary,
+        base: BaseBackup | None = None,
+        wal: WalWindow | None = None,
     ) -> Manifest:
         """What commits the backup, once everything is written."""
         usage = self.progress.usage()
@@ -161,6 +165,8 @@ class Attempt:
                 peak_memory_bytes=usage.peak_memory_bytes,
             ),
             warnings=tuple(self._warnings),
+            base=base,
+            wal=wal,
         )
 
 

@@ -45,7 +45,7 @@ class ConfigurationCopy:
 
     def summary(self) -> ConfigurationSummary:
         """What the manifest says of it, once everything is written."""
-        return ConfigurationSummary(branch=self._point.branch, files=self._files)
+        return ConfigurationSummary(branch=self._point.branch, files=self._files, refs_sha256=self._point.refs_sha256)
 
     def _write_component(self, component: Component) -> None:
         files = self._configuration.files(component.files)

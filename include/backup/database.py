@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from include.backup.application import Application
 from include.backup.attempt import Attempt, json_document
 from include.pipeline.process import run_source
-from include.repository.contents import GLOBALS, INVENTORY, SETTINGS, component_dump
+from include.repository.contents import GLOBALS, INVENTORY, SERVER_FILES, SETTINGS, component_dump
 from include.repository.manifest import DatabaseSummary
 from include.sources.postgres.dump import DumpStream, dump_streams, globals_stream
 from include.sources.postgres.inventory import Inventory, large_objects, sequence_states, table_contents
 from include.sources.postgres.relations import plan_dump
+from include.sources.postgres.server_files import read_server_files
 from include.sources.postgres.settings import read_settings
 from include.sources.postgres.tools import find_tools
 
@@ -73,6 +74,16 @@ class DatabaseCopy:
         components = {component.name: [str(table) for table in component.tables] for component in self._plan}
         self._attempt.write_structure(INVENTORY, json_document({**self._inventory.to_json(), "components": components}))
         self._attempt.write_structure(SETTINGS, json_document(read_settings(session).to_json()))
+
+    def write_server_files(self) -> None:
+        """What the server tells of its own configuration files; on the session of the point, as `write_contents`."""
+        files = read_server_files(self._point.session)
+        if files.unread:
+            self._attempt.warn(
+                f"{' and '.join(files.unread)} of the server could not be read: the dump login lacks a grant of "
+                "grants.sql. Keep copies of them elsewhere."
+            )
+        self._attempt.write_structure(SERVER_FILES, json_document(files.to_json()))
 
     def summary(self) -> DatabaseSummary:
         """What the manifest says of it, once `write_contents` has ended."""

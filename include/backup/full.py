@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from include.backup.adoption import late_by, late_warning
 from include.backup.application import Application
 from include.backup.attempt import Attempt, commit, committed
 from include.backup.configuration import ConfigurationCopy
@@ -27,11 +28,13 @@ def make_full_backup(
 ) -> Manifest:
     """Make the backup, commit it, and return its manifest; when it is committed already, that one is returned.
 
-    Every try writes under an attempt of its own; whichever commits first is the backup. Raises `BackupError`; then
-    nothing is committed, and what was written is unreferenced.
+    Every try writes under an attempt of its own; whichever commits first is the backup. Raises `BackupError` (`Adopted`
+    for a slot whose time is past and which a later backup covers); then nothing is committed, and what was written is
+    unreferenced.
     """
     if (made := committed(catalog, backup)) is not None:
         return made
+    late = late_by(backup, slot, catalog)
     started, name = datetime.now(UTC), new_attempt()
     log.info("Making %s, attempt %s, into %s.", backup, name, catalog.bucket)
     with (
@@ -39,6 +42,8 @@ def make_full_backup(
         consistency_point(application, f"{backup}.{name}", policy.barrier) as point,
     ):
         attempt = Attempt(backup, name, catalog=catalog, policy=policy, scratch=scratch, progress=progress)
+        if late is not None:
+            attempt.warn(late_warning(backup, late))
         database = DatabaseCopy(attempt, application, point)
         objects = ObjectsCopy(attempt, application, point)
         configuration = ConfigurationCopy(attempt, application, point)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import stat
@@ -32,6 +33,12 @@ class ConfigurationPoint:
     commit: str
     branch: str | None
     refs: dict[str, str] = field(repr=False)
+
+    @property
+    def refs_sha256(self) -> str:
+        """One digest of the branch that was checked out, the commit, and of every ref and where it stood."""
+        lines = (f"{commit} {ref}\n" for ref, commit in sorted(self.refs.items()))
+        return hashlib.sha256(f"{self.branch} {self.commit}\n{''.join(lines)}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -414,6 +414,8 @@ GRANTED = [
     ("dump", "SET lo_compat_privileges", True, "large object"),
     ("dump", "GRANT pg_read_all_settings", False, "every setting"),
     ("dump", "GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules()", False, "pg_hba.conf"),
+    ("dump", "GRANT EXECUTE ON FUNCTION pg_catalog.pg_show_all_file_settings()", False, "postgresql.conf"),
+    ("dump", "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ident_file_mappings()", False, "pg_ident.conf"),
 ]
 
 

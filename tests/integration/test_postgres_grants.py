@@ -109,9 +109,10 @@ def test_dump_reads_everything(logins: Logins) -> None:
         "SET row_security = off",
         "SELECT (SELECT body FROM later.secrets), (SELECT last_value FROM later.secrets_id_seq) > 0, lo_get(99),"
         " (SELECT count(rolpassword) FROM pg_authid) >= 4, (SELECT count(*) FROM pg_hba_file_rules) > 0,"
+        " (SELECT count(*) FROM pg_file_settings) > 0, (SELECT count(*) FROM pg_ident_file_mappings),"
         " (SELECT octet_length(data) FROM pg_largeobject)",
     )
-    assert [row[1:] for row in rows] == [(True, b"large", True, True, 5)]
+    assert [row[1:] for row in rows] == [(True, b"large", True, True, True, 0, 5)]
 
 
 @pytest.mark.parametrize(

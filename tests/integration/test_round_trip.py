@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,9 @@ from include.sandbox.s3 import S3Server
 from include.sources.objects import PackedComponent
 
 MIDNIGHT = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
-SLOT = Slot(start=datetime(2026, 11, 21, tzinfo=UTC), end=datetime(2026, 11, 22, tzinfo=UTC))
+TODAY = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+SLOT = Slot(start=TODAY - timedelta(days=1), end=TODAY)
+LATE = Slot(start=TODAY - timedelta(days=3), end=TODAY - timedelta(days=2))
 POLICY = load_policy()
 
 

@@ -118,6 +118,18 @@ DUMP = (
         "GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules() TO {}",
         essential=False,
     ),
+    Privilege(
+        "record what postgresql.conf says",
+        "has_function_privilege('pg_catalog.pg_show_all_file_settings()', 'EXECUTE')",
+        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_show_all_file_settings() TO {}",
+        essential=False,
+    ),
+    Privilege(
+        "record who may call himself what (pg_ident.conf)",
+        "has_function_privilege('pg_catalog.pg_ident_file_mappings()', 'EXECUTE')",
+        "GRANT EXECUTE ON FUNCTION pg_catalog.pg_ident_file_mappings() TO {}",
+        essential=False,
+    ),
 )
 SCRATCH = (
     Privilege("make databases to restore samples into", _ATTRIBUTE.format("rolcreatedb"), "ALTER ROLE {} CREATEDB"),

@@ -46,7 +46,11 @@ ALTER ROLE synapse_backup_dump SET default_transaction_read_only = on;
 ALTER ROLE synapse_backup_dump SET lo_compat_privileges = on;
 GRANT pg_read_all_data TO synapse_backup_dump;
 GRANT pg_read_all_settings TO synapse_backup_dump;
+-- The lines of the server's own files, which Debian keeps where no base backup finds them. They may hold a password
+-- (primary_conninfo), as what pg_read_all_settings shows may.
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_show_all_file_settings() TO synapse_backup_dump;
 GRANT EXECUTE ON FUNCTION pg_catalog.pg_hba_file_rules() TO synapse_backup_dump;
+GRANT EXECUTE ON FUNCTION pg_catalog.pg_ident_file_mappings() TO synapse_backup_dump;
 
 -- Replication: base backups, WAL, and the slots that keep it. The attribute is enough for all of it; what the server runs
 -- it sees by name only (pg_stat_activity), and that is enough to say who holds a lock.

@@ -79,21 +79,21 @@ class ServerSettings:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ServerSettings:
         """Read what `to_json` made."""
-        rows: JsonObject = {
+        found: JsonObject = {
             name: tuple(value) if isinstance(value, list) else value for name, value in document.items()
         }
-        return cls(**rows)
+        return cls(**found)
 
 
 def read_settings(session: psycopg.Connection[TupleRow]) -> ServerSettings:
     """Read how the session's server and database are set up; a snapshot in use stays in use."""
     return ServerSettings(
-        database=_rows(session, _DATABASE)[0],
-        settings=_rows(session, _SETTINGS),
-        role_settings=_rows(session, _ROLE_SETTINGS),
-        extensions=_rows(session, _EXTENSIONS),
-        tablespaces=_rows(session, _TABLESPACES),
-        user_mappings=_rows(session, _USER_MAPPINGS),
+        database=rows(session, _DATABASE)[0],
+        settings=rows(session, _SETTINGS),
+        role_settings=rows(session, _ROLE_SETTINGS),
+        extensions=rows(session, _EXTENSIONS),
+        tablespaces=rows(session, _TABLESPACES),
+        user_mappings=rows(session, _USER_MAPPINGS),
         hba=_hba(session),
     )
 
@@ -101,12 +101,13 @@ def read_settings(session: psycopg.Connection[TupleRow]) -> ServerSettings:
 def _hba(session: psycopg.Connection[TupleRow]) -> tuple[Row, ...] | None:
     try:
         with session.transaction():  # a savepoint: a refusal must not end the transaction around it
-            return _rows(session, _HBA)
+            return rows(session, _HBA)
     except psycopg.errors.InsufficientPrivilege:
         return None
 
 
-def _rows(session: psycopg.Connection[TupleRow], query: LiteralString) -> tuple[Row, ...]:
+def rows(session: psycopg.Connection[TupleRow], query: LiteralString) -> tuple[Row, ...]:
+    """What a query answers, each row by the names of its columns."""
     cursor = session.execute(query)
     names = [column.name for column in cursor.description or ()]
     return tuple(dict(zip(names, row, strict=True)) for row in cursor)
