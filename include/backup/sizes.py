@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from include.policy import Verification
 from include.recovery.opened import OpenedBackup
-from include.repository.contents import INVENTORY, REPOSITORY_BUNDLE, STRUCTURE, component_dump
+from include.repository.contents import BASE, INVENTORY, REPOSITORY_BUNDLE, STRUCTURE, component_dump, tablespace_tar
 from include.repository.manifest import Manifest
 from include.sources.postgres.inventory import Inventory
 
-ALL, REPOSITORY = "all", "repository"
+ALL, CLUSTER, REPOSITORY = "all", "cluster", "repository"
 Unit = Literal["rows", "objects", "bytes"]
 Amounts = Mapping[tuple[str, Unit], int]
 
@@ -45,15 +45,20 @@ class Sizes:
 
     def misfits(self) -> Iterator[str]:
         """What cannot be true of the source: a dump holds at least a byte for every row, a pack its objects' bytes."""
-        weights = {artifact.name: artifact.raw_bytes for artifact in self.manifest.artifacts}
-        for component, rows in self._rows(self.homes).items():
-            if rows > (weight := weights.get(component_dump(component), 0)):
-                yield f"{component}: {rows} rows in {weight} bytes"
+        if self.manifest.base is None:
+            yield from self._misfits_of_dumps()
         if self.object_bytes != self.manifest.objects.raw_bytes:
             yield f"objects: {self.object_bytes} bytes in packs, {self.manifest.objects.raw_bytes} in the source"
         database = self.manifest.database
         if (self.inventory.rows, len(self.inventory.tables)) != (database.rows, database.tables):
             yield f"database: {self.inventory.rows} rows in the inventory, {database.rows} in the manifest"
+
+    @property
+    def base_bytes(self) -> int:
+        """Raw bytes of the base backup, tablespaces and all; 0 where there is none."""
+        base = self.manifest.base
+        names = {BASE, *(tablespace_tar(each.oid) for each in base.tablespaces)} if base else set()
+        return sum(artifact.raw_bytes for artifact in self.manifest.artifacts if artifact.name in names)
 
     def amounts(self, homes: Mapping[str, str]) -> Amounts:
         """How much there is in all and of each component, as if each table had been in the component that it has now.
@@ -63,7 +68,10 @@ class Sizes:
         """
         manifest = self.manifest
         found: dict[tuple[str, Unit], int] = defaultdict(int)
-        found[ALL, "bytes"] = manifest.raw_bytes
+        # How much log there is says how long the backup took, and nothing of what there is to back up.
+        found[ALL, "bytes"] = manifest.raw_bytes - (manifest.wal.raw_bytes if manifest.wal else 0)
+        if manifest.base:
+            found[CLUSTER, "bytes"] = self.base_bytes
         found[ALL, "rows"] = self.inventory.rows
         found[ALL, "objects"] = manifest.objects.objects
         for component, rows in self._rows({**self.homes, **homes}).items():
@@ -86,6 +94,12 @@ class Sizes:
             found[pack.component, "bytes"] += pack.raw_bytes
         return found
 
+    def _misfits_of_dumps(self) -> Iterator[str]:
+        weights = {artifact.name: artifact.raw_bytes for artifact in self.manifest.artifacts}
+        for component, rows in self._rows(self.homes).items():
+            if rows > (weight := weights.get(component_dump(component), 0)):
+                yield f"{component}: {rows} rows in {weight} bytes"
+
     def _rows(self, homes: Mapping[str, str]) -> dict[str, int]:
         rows: dict[str, int] = defaultdict(int)
         for table, content in self.inventory.tables.items():
@@ -100,14 +114,17 @@ def shrunk(now: Sizes, before: Sequence[Sizes], policy: Verification, components
     names and this backup lacks has shrunk to nothing.
     """
     present = now.amounts(now.homes)
+    said = now.manifest.base.database_bytes if now.manifest.base else 0
+    short = now.base_bytes < policy.shrunk_to * said
     usual: dict[tuple[str, Unit], list[int]] = defaultdict(list)
     for earlier in before:
         for measure, amount in earlier.amounts(now.homes).items():
             usual[measure].append(amount)
-    return [
+    hollow = [f"{CLUSTER}: {now.base_bytes:,} bytes of databases that take {said:,} (unlogged tables are in no base)"]
+    return (hollow if short else []) + [
         f"{component}: {present.get((component, unit), 0):,} {unit} where {round(middle):,} are usual"
         for (component, unit), amounts in sorted(usual.items())
-        if component in {ALL, REPOSITORY, *components}
+        if component in {ALL, CLUSTER, REPOSITORY, *components}
         if (middle := median(amounts)) >= _floor(unit, policy)
         if present.get((component, unit), 0) < policy.shrunk_to * middle
     ]

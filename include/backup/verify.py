@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,11 @@ from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
-from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.lsn import Lsn, is_segment, segment_lsn
+from include.repository.manifest import Manifest, ManifestRefused, WalFile
 from include.repository.packs import PackRefused
 from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
+from include.repository.wal import WalArchive, WalRefused
 from include.sources.postgres.login import DatabaseLogin
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,7 @@ VERDICTS = (
     StreamRefused,
     ArtifactRefused,
     PackRefused,
+    WalRefused,
     ManifestRefused,
     ObjectMissing,
     ObjectCut,
@@ -133,7 +137,7 @@ def prove_sample(
 def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
     """Read every artifact and every object back from the bucket, decrypt it and compare it with the manifest (R4.5).
 
-    Raises `StreamRefused`, `ArtifactRefused` or `PackRefused`, naming the object.
+    Raises `StreamRefused`, `ArtifactRefused`, `PackRefused` or `WalRefused`, naming the object.
     """
     manifest = catalog.get(backup)
     with Progress(f"verifying {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
@@ -141,6 +145,7 @@ def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scrat
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
         for artifact in manifest.artifacts:
             opened.check(artifact)
+        segments = _check_wal(catalog, manifest, policy, progress) if manifest.wal else 0
         objects = sum(opened.check_objects(component) for component in opened.object_components())
         usage = progress.usage()
     if objects != manifest.objects.objects:
@@ -151,10 +156,35 @@ def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scrat
     return {
         "artifacts": len(manifest.artifacts),
         "objects": objects,
+        **({"segments": segments} if manifest.wal else {}),
         "raw_bytes": usage.raw_bytes,
         "stored_bytes": usage.stored_bytes,
         "seconds": round(usage.seconds, 1),
     }
+
+
+def _check_wal(catalog: Catalog, manifest: Manifest, policy: Policy, progress: Progress) -> int:
+    """Read the window's log back, files side by side, and prove that no segment of it is missing."""
+    window = manifest.wal
+    assert window is not None  # noqa: S101 - the caller has looked
+    there = {segment_lsn(file.name, window.segment_bytes) for file in window.files if is_segment(file.name)}
+    for start in range(window.start_lsn, window.end_lsn, window.segment_bytes):
+        if start not in there:
+            raise ManifestRefused(
+                f"The write-ahead log of {manifest.id} has no segment from {Lsn(start)} on.",
+                mend="Do not rely on this backup; run another one.",
+            )
+    archive = WalArchive(catalog.bucket, catalog.keyring, manifest.database.system_identifier, policy=policy.pipeline)
+
+    def check(file: WalFile) -> None:
+        for chunk in archive.read(file):
+            progress.add(raw=len(chunk))
+        progress.add(stored=file.stored_bytes)
+
+    with ThreadPoolExecutor(policy.pipeline.streams_at_once, thread_name_prefix="check") as pool:
+        for result in [pool.submit(check, file) for file in window.files]:
+            result.result()
+    return len(window.files)
 
 
 def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path, accepted: bool = False) -> Facts:

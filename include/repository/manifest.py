@@ -190,6 +190,8 @@ class BaseBackup(Frozen):
     """The base of a snapshot: recovery begins at `start_lsn`, and is consistent from `stop_lsn` on.
 
     `started` and `stopped` are the server's clock: no moment before `stopped` can be reached from here.
+    `database_bytes` is what the server said that its databases take, before the base or after it, whichever was less;
+    0 when nobody asked.
     """
 
     start_lsn: LsnField
@@ -197,6 +199,7 @@ class BaseBackup(Frozen):
     started: AwareDatetime
     stopped: AwareDatetime
     tablespaces: tuple[Tablespace, ...] = ()
+    database_bytes: int = 0
 
 
 class Cost(Frozen):
