@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from queue import Empty, Queue
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
@@ -51,6 +51,17 @@ class IndexEntry(BaseModel):
     metadata: dict[str, str]
     tags: dict[str, str]
     members: tuple[Member, ...]
+
+
+class Deletion(BaseModel):
+    """The deletion of an object, as an increment tells it: the store's marker, which hides what was before it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    version_id: str
+    modified: AwareDatetime
+    deleted: Literal[True] = True
 
 
 KEPT_HEADERS = {
@@ -94,6 +105,37 @@ def objects_as_of(
                 yield later
 
 
+def objects_between(
+    versions: Iterable[ObjectVersion],
+    since: datetime,
+    as_of: datetime,
+    *,
+    uploading: Mapping[str, datetime] | None = None,
+) -> Iterator[ObjectVersion]:
+    """Of a listing by key, newest first: all that turns the objects as of `since` into those of any second to `as_of`.
+
+    Both border seconds belong to it: what was created or deleted in the second of `since` after its listing is in no
+    listing yet, and what comes in the second of `as_of` after this one is the next window's. So a line may be told
+    twice, and none is lost. Of one key and second only what a later look can see: its newest version, and a marker
+    where that is newer still; so that of two lines of one key and second the order is known: the marker is the later.
+
+    `uploading` are the keys of the uploads that were under way at `since`, and when each began: stores date an object
+    from there, so one that was completed since then seems older than the window.
+    """
+    first, last = since.replace(microsecond=0), as_of.replace(microsecond=0)
+    begun = {key: min(first, moment.replace(microsecond=0)) for key, moment in (uploading or {}).items()}
+    for (key, second), within in groupby(
+        versions, key=lambda version: (version.key, version.modified.replace(microsecond=0))
+    ):
+        if not begun.get(key, first) <= second <= last:
+            continue
+        for number, version in enumerate(within):
+            if number == 0 or not version.deleted:
+                yield version
+            if not version.deleted:
+                break
+
+
 def component_of(key: str, components: Sequence[Component], unclassified: Component) -> Component:
     """The component whose prefix the key has; the one that takes what nobody named otherwise."""
     for component in components:
@@ -114,6 +156,26 @@ def list_component(
             version for version in source.versions("") if component_of(version.key, classified, component) is component
         )
         yield from objects_as_of(rest, moment, named=named)
+
+
+def list_changes(
+    source: Bucket,
+    component: Component,
+    since: datetime,
+    as_of: datetime,
+    *,
+    uploading: Mapping[str, datetime],
+    classified: Sequence[Component],
+) -> Iterator[ObjectVersion]:
+    """What `objects_between` gives of one component; one without prefixes is everything that no other one has."""
+    if component.prefixes:
+        for prefix in component.prefixes:
+            yield from objects_between(source.versions(prefix), since, as_of, uploading=uploading)
+    else:
+        rest = (
+            version for version in source.versions("") if component_of(version.key, classified, component) is component
+        )
+        yield from objects_between(rest, since, as_of, uploading=uploading)
 
 
 class PackedComponent:
@@ -280,13 +342,30 @@ def index_lines(entries: Iterable[IndexEntry]) -> Iterator[bytes]:
 
 def parse_index(raw: Iterable[bytes]) -> Iterator[IndexEntry]:
     """The entries of a stored index, one at a time."""
+    return map(IndexEntry.model_validate_json, _lines(raw))
+
+
+def change_lines(entries: Iterable[IndexEntry | Deletion]) -> Iterator[bytes]:
+    """An increment's changes as they are stored: one JSON object a line."""
+    for entry in entries:
+        yield entry.model_dump_json().encode() + b"\n"
+
+
+def parse_changes(raw: Iterable[bytes]) -> Iterator[IndexEntry | Deletion]:
+    """The stored changes of an increment, one at a time, in no particular order."""
+    return map(_CHANGE.validate_json, _lines(raw))
+
+
+_CHANGE: TypeAdapter[IndexEntry | Deletion] = TypeAdapter(IndexEntry | Deletion)
+
+
+def _lines(raw: Iterable[bytes]) -> Iterator[bytes]:
     rest = b""
     for chunk in raw:
         *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield IndexEntry.model_validate_json(line)
+        yield from lines
     if rest:
-        yield IndexEntry.model_validate_json(rest)
+        yield rest
 
 
 def require_versions(source: Bucket) -> None:
