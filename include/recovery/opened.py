@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from include.pipeline.artifacts import check_artifact, read_artifact
+from include.pipeline.artifacts import check_artifact, read_artifact, read_segment
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
 from include.repository.catalog import Catalog
@@ -62,6 +62,19 @@ class OpenedBackup:
         artifact = self.manifest.artifact(name)
         return read_artifact(
             artifact.as_written(),
+            bucket=self._catalog.bucket,
+            place=artifact.place(self.manifest.backup),
+            key=self._key(self.manifest.id, artifact.attempt),
+            policy=self._policy,
+            progress=self._progress,
+        )
+
+    def read_segment(self, name: str, number: int) -> Iterator[bytes]:
+        """The raw bytes of one segment of an artifact, counted from 0; raises as `read`."""
+        artifact = self.manifest.artifact(name)
+        return read_segment(
+            artifact.as_written()[number],
+            number,
             bucket=self._catalog.bucket,
             place=artifact.place(self.manifest.backup),
             key=self._key(self.manifest.id, artifact.attempt),

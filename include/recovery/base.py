@@ -1,0 +1,286 @@
+"""A cluster's files, back from the tar of its base backup, straight into place.
+
+The tar is a row of segments that each open alone, and `database/base.files.jsonl` says where in its raw stream every
+file's content lies: so several segments are fetched, decrypted and unpacked side by side, and nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
+
+from include.errors import BackupError
+from include.pipeline.account import Account
+from include.policy import Pipeline
+from include.recovery.opened import OpenedBackup
+from include.repository.contents import BASE, BASE_FILES, tablespace_tar
+
+log = logging.getLogger(__name__)
+
+TABLESPACES = "tablespaces"
+_LINK = re.compile(r"pg_tblspc/(\d{1,10})", re.ASCII)
+_MAP = "tablespace_map"
+_ZEROS = bytes(1 << 20)
+_DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
+_ROOM = "Make room there, or recover to another directory: it needs the cluster's size and some of its log."
+_OTHER = "Do not recover from it: use the replica's copy or another backup."
+
+
+class BaseRefused(BackupError):
+    """A base backup whose table of files does not fit its tar, or names a place outside of the data directory."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One member of the tar: `offset` is where its content begins in the raw stream of the artifact `tar`."""
+
+    tar: str
+    name: str
+    kind: Literal["file", "directory", "symlink"]
+    mode: int
+    size: int
+    mtime: int
+    offset: int
+    link: str | None = None
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """Read one line of the table."""
+        return cls(**json.loads(line))
+
+
+def unpack_base(
+    opened: OpenedBackup, directory: Path, *, policy: Pipeline, account: Account | None = None
+) -> tuple[Path, ...]:
+    """Unpack the base into `directory`, which appears whole and proved, or not at all; returns its tablespaces.
+
+    A tablespace goes to `directory/../tablespaces/<oid>`, and every link to it is made to lead there, also the one that
+    PostgreSQL would make itself: the place where it was may be that of a living server. With `account` the files belong
+    to it. Nothing is synced: what a crash of the machine loses here is unpacked again, and who keeps the recovered
+    directory syncs all of it once, when it is finished.
+    Raises `BaseRefused`, `StreamRefused` naming the segment, and `BackupError` for a full disk.
+    """
+    beside = directory.with_name(f".{directory.name}.unproved")
+    tablespaces = directory.parent / TABLESPACES
+    for place in (directory, beside, tablespaces):
+        if place.exists():
+            raise BackupError(f"{place} exists already.", mend="Recover to a fresh directory.")
+    oids = tuple(tablespace.oid for tablespace in (opened.manifest.base.tablespaces if opened.manifest.base else ()))
+    roots = {BASE: beside} | {tablespace_tar(oid): tablespaces / str(oid) for oid in oids}
+    try:
+        with _telling_of_a_full_disk(directory.parent):
+            layout = _Layout(roots, tablespaces, account)
+            layout.make(parse_files(opened.read(BASE_FILES)))
+            for tar in roots:
+                _place_tar(opened, tar, layout.contents_of(tar, opened.manifest.artifact(tar).raw_bytes), policy)
+            layout.lead_links_here()
+            beside.rename(directory)
+    except BaseException:
+        for place in (beside, tablespaces):
+            shutil.rmtree(place, ignore_errors=True)
+        raise
+    return tuple(tablespaces / str(oid) for oid in oids)
+
+
+def parse_files(chunks: Iterable[bytes]) -> Iterator[FileEntry]:
+    """The table of files, line by line; raises `BaseRefused`."""
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from map(_entry, lines)
+    if rest:
+        yield _entry(rest)
+
+
+def _entry(line: bytes) -> FileEntry:
+    try:
+        return FileEntry.parse(line.decode())
+    except (ValueError, TypeError):
+        raise BaseRefused(f"A line of {BASE_FILES} cannot be read: {line[:80]!r}.", mend=_OTHER) from None
+
+
+class _Layout:
+    """The directories and files of a base, made before their content comes."""
+
+    def __init__(self, roots: dict[str, Path], tablespaces: Path, account: Account | None) -> None:
+        self._roots, self._tablespaces, self._account = roots, tablespaces, account
+        self._contents: dict[str, list[tuple[int, int, Path]]] = {tar: [] for tar in roots}
+        self._made = {root: {root} for root in roots.values()}
+        self._linked: list[int] = []
+
+    def make(self, entries: Iterable[FileEntry]) -> None:
+        """Make everything, files at their full length and empty."""
+        if len(self._roots) > 1:
+            self._directory(self._tablespaces)
+        for root in self._roots.values():
+            self._directory(root)
+        for entry in entries:
+            self._make_one(entry)
+
+    def contents_of(self, tar: str, raw_bytes: int) -> list[tuple[int, int, Path]]:
+        """Where each file's content begins and ends in that tar's stream, in order; raises `BaseRefused`."""
+        contents = sorted(self._contents[tar])
+        ends = [0, *(end for _, end, _ in contents)]
+        for (start, end, path), before in zip(contents, ends, strict=False):
+            if not before <= start <= end <= raw_bytes:
+                raise BaseRefused(f"{path.name} lies in {tar} where another file or nothing is.", mend=_OTHER)
+        return contents
+
+    def lead_links_here(self) -> None:
+        """Write the map that PostgreSQL makes its links by anew."""
+        (root, *_) = self._roots.values()
+        if (root / _MAP).exists():
+            lines = (f"{oid} {_escaped(str(self._tablespaces / str(oid)))}\n" for oid in self._linked)
+            (root / _MAP).write_text("".join(lines))
+
+    def _make_one(self, entry: FileEntry) -> None:
+        root = self._roots.get(entry.tar)
+        if root is None:
+            raise BaseRefused(f"{BASE_FILES} names the artifact {entry.tar}, which is no part of it.", mend=_OTHER)
+        parts = PurePosixPath(entry.name).parts
+        if entry.kind == "directory" and parts in ((), (".",)):
+            return
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in entry.name:
+            raise BaseRefused(f"{entry.name!r} in {BASE_FILES} leads out of the data directory.", mend=_OTHER)
+        path = root.joinpath(*parts)
+        if path.parent not in self._made[root]:  # so no way leads through a link
+            raise BaseRefused(f"{entry.name!r} in {BASE_FILES} lies in no directory of it.", mend=_OTHER)
+        if entry.kind == "directory":
+            self._directory(path, entry.mode)
+            self._made[root].add(path)
+        elif entry.kind == "symlink":
+            self._link(entry, path)
+        else:
+            self._file(path, entry.mode, entry.size)
+            if entry.size:
+                self._contents[entry.tar].append((entry.offset, entry.offset + entry.size, path))
+
+    def _directory(self, path: Path, mode: int = 0o700) -> None:
+        try:
+            path.mkdir(mode=mode & _DIRECTORY_MODE)
+        except FileExistsError:
+            raise self._twice(path) from None
+        self._own(path)
+
+    def _file(self, path: Path, mode: int, size: int) -> None:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode & _FILE_MODE)
+        except FileExistsError:
+            raise self._twice(path) from None
+        try:
+            os.ftruncate(descriptor, size)
+            if self._account:
+                os.fchown(descriptor, *self._account)
+        finally:
+            os.close(descriptor)
+
+    def _link(self, entry: FileEntry, path: Path) -> None:
+        found = _LINK.fullmatch(entry.name)
+        if found is None or tablespace_tar(int(found[1])) not in self._roots:
+            raise BaseRefused(f"{entry.name!r} in {BASE_FILES} is a link, and to no tablespace.", mend=_OTHER)
+        self._linked.append(int(found[1]))
+        path.symlink_to(self._tablespaces / found[1])
+        self._own(path)
+
+    def _own(self, path: Path) -> None:
+        if self._account:
+            os.chown(path, *self._account, follow_symlinks=False)
+
+    @staticmethod
+    def _twice(path: Path) -> BaseRefused:
+        return BaseRefused(f"{path.name} is in {BASE_FILES} twice.", mend=_OTHER)
+
+
+def _place_tar(opened: OpenedBackup, tar: str, contents: Sequence[tuple[int, int, Path]], policy: Pipeline) -> None:
+    """Write the content of every file of one tar, segments side by side; each segment is proved at its end."""
+    starts = [start for start, _, _ in contents]
+    given_up = threading.Event()
+
+    def place(number: int, position: int) -> None:
+        # The file that the segment begins in, if any, is the last that begins at or before it.
+        writer = _Writer(contents, max(bisect_right(starts, position) - 1, 0))
+        try:
+            for chunk in opened.read_segment(tar, number):
+                if given_up.is_set():
+                    return
+                writer.put(position, chunk)
+                position += len(chunk)
+        finally:
+            writer.close()
+
+    position, work = 0, []
+    pool = ThreadPoolExecutor(policy.streams_at_once, thread_name_prefix="unpack")
+    try:
+        for number, segment in enumerate(opened.manifest.artifact(tar).segments):
+            work.append(pool.submit(place, number, position))
+            position += segment.raw_bytes
+        done, _ = wait(work, return_when=FIRST_EXCEPTION)
+        for each in done:
+            each.result()
+    finally:
+        given_up.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Writer:
+    """Writes a part of a tar's stream, in order, to the files that lie in it; what lies between them is left out."""
+
+    def __init__(self, contents: Sequence[tuple[int, int, Path]], first: int) -> None:
+        self._contents, self._next = contents, first
+        self._descriptor: int | None = None
+
+    def put(self, position: int, chunk: bytes) -> None:
+        """Take the bytes that are at `position` of the stream."""
+        after, view = position + len(chunk), memoryview(chunk)
+        while self._next < len(self._contents):
+            start, end, path = self._contents[self._next]
+            if start >= after:
+                return
+            if end > position:
+                first, last = max(start, position), min(end, after)
+                self._write(path, view[first - position : last - position], first - start)
+                if end > after:
+                    return
+            self.close()
+            self._next += 1
+
+    def close(self) -> None:
+        """Be done with the present file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self, path: Path, content: memoryview, offset: int) -> None:
+        if content[0] == 0 and content.tobytes() == _ZEROS[: len(content)]:
+            return  # the file has its length already: a hole reads as zeros
+        if self._descriptor is None:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+        while content:
+            written = os.pwrite(self._descriptor, content, offset)
+            content, offset = content[written:], offset + written
+
+
+def _escaped(path: str) -> str:
+    return re.sub(r"([\n\r\\])", r"\\\1", path)
+
+
+@contextmanager
+def _telling_of_a_full_disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackupError(
+            f"The base could not be unpacked in {place}: {error.strerror} ({Path(error.filename or place).name}).",
+            mend=_ROOM,
+        ) from error

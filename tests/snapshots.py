@@ -1,0 +1,213 @@
+"""A snapshot and the log after it, made by hand of a cluster of a test's own, for tests of what recovers them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from include.pipeline.artifacts import write_artifact
+from include.pipeline.progress import Progress
+from include.policy import Pipeline, load_policy
+from include.recovery.cluster import RecoveredCluster, recover
+from include.recovery.opened import OpenedBackup
+from include.recovery.target import StopAt
+from include.repository.catalog import Catalog
+from include.repository.contents import BASE, BASE_FILES, tablespace_tar
+from include.repository.envelopes import create_data_key
+from include.repository.layout import BackupId, new_attempt
+from include.repository.lsn import Lsn, is_segment, segment_lsn, segment_start
+from include.repository.manifest import (
+    Artifact,
+    BaseBackup,
+    DatabaseSummary,
+    Manifest,
+    Tablespace,
+    WalFile,
+    WalWindow,
+    artifact_place,
+    describe,
+)
+from include.repository.timelines import TimelineHistory
+from include.repository.wal import Shipped, WalArchive
+from tests.manifests import MIDNIGHT, make
+from tests.replication import SEGMENT, Cluster
+
+POLICY: Pipeline = load_policy().pipeline.model_copy(update={"segment_bytes": 512 << 10})
+_KINDS = {tarfile.REGTYPE: "file", tarfile.DIRTYPE: "directory", tarfile.SYMTYPE: "symlink"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A restore point, and the rows that were committed by then."""
+
+    name: str
+    lsn: Lsn
+    rows: int
+
+
+class Ledger:
+    """A table of numbered rows, and what of it was committed at each restore point."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self.rows = cluster, 0
+        cluster.run("CREATE TABLE entry (n bigint PRIMARY KEY, body text)")
+
+    def write(self, count: int) -> None:
+        first, self.rows = self.rows + 1, self.rows + count
+        self._cluster.run(f"INSERT INTO entry SELECT n, repeat('x', 200) FROM generate_series({first}, {self.rows}) n")
+
+    def point(self, name: str) -> Point:
+        lsn = self._cluster.value(f"SELECT pg_create_restore_point('{name}')::text")
+        return Point(name, Lsn.parse(lsn), self.rows)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A base, and the log after it, in a bucket."""
+
+    catalog: Catalog
+    archive: WalArchive
+    manifest: Manifest
+    wal: tuple[WalFile, ...]
+    history: TimelineHistory
+
+    def opened(self) -> OpenedBackup:
+        return OpenedBackup(self.catalog, self.manifest, policy=POLICY, progress=Progress("test"))
+
+    @contextmanager
+    def recovered(self, stop: StopAt, directory: Path, **changes: Any) -> Iterator[RecoveredCluster]:
+        """Recover with some of `recover`'s arguments changed."""
+        arguments: dict[str, Any] = {
+            "wal": self.wal,
+            "history": self.history,
+            "archive": self.archive,
+            "policy": POLICY,
+            "progress": Progress("test"),
+            **changes,
+        }
+        with recover(self.opened(), stop=stop, directory=directory, **arguments) as cluster:
+            yield cluster
+
+
+def take_base(cluster: Cluster, catalog: Catalog, scratch: Path, *, day: int = 0) -> Manifest:
+    """A base backup of the cluster, as an uncommitted snapshot; its window is of no files."""
+    attempt = new_attempt()
+    backup = BackupId("snapshot", make(day).backup.moment)
+    key = create_data_key(catalog.bucket, catalog.keyring, owner=str(backup), attempt=attempt)
+    directory = scratch / f"base-{attempt}"
+    started = datetime.now(UTC)
+    subprocess.run(
+        [cluster.tools.pg_basebackup, "-D", directory, "-Ft", "-X", "none", "--checkpoint=fast", "--no-sync"],
+        env=cluster.server.superuser.environment(),
+        check=True,
+        capture_output=True,
+    )
+    _carry_manifest(directory)
+    tars = {path: BASE if path.stem == "base" else tablespace_tar(int(path.stem)) for path in directory.glob("*.tar")}
+    lines, label = [], ""
+    for path, name in tars.items():
+        with tarfile.open(path) as tar:
+            for member in tar:
+                lines.append(_line(name, member))
+                if member.name == "backup_label":
+                    label = tar.extractfile(member).read().decode()
+
+    def store(name: str, content: Iterator[bytes]) -> Artifact:
+        place = artifact_place(backup, attempt, name, component="structure", retention_class="system_config")
+        written = write_artifact(
+            content, bucket=catalog.bucket, place=place, key=key, policy=POLICY, progress=Progress("test")
+        )
+        return describe(written, name, component="structure", retention_class="system_config", attempt=attempt)
+
+    artifacts = [store(name, iter([path.read_bytes()])) for path, name in tars.items()]
+    artifacts.append(store(BASE_FILES, iter(["".join(lines).encode()])))
+    shutil.rmtree(directory)
+    start = Lsn.parse(re.search(r"START WAL LOCATION: (\S+)", label)[1])
+    stop = cluster.position()
+    spaces = cluster.run("SELECT oid::int, pg_tablespace_location(oid) FROM pg_tablespace WHERE oid > 16383")
+    return make(
+        day,
+        id=str(backup),
+        type="snapshot",
+        attempt=attempt,
+        artifacts=tuple(artifacts),
+        packs=(),
+        database=DatabaseSummary(
+            name="postgres",
+            server_version=cluster.server.major * 10_000,
+            system_identifier=cluster.value("SELECT system_identifier::text FROM pg_control_system()"),
+            timeline=1,
+            tools=cluster.server.major,
+            tables=1,
+            rows=1,
+        ),
+        base=BaseBackup(
+            start_lsn=start,
+            stop_lsn=stop,
+            started=started,
+            stopped=datetime.now(UTC),
+            tablespaces=tuple(Tablespace(oid=oid, location=location) for oid, location in spaces),
+        ),
+        wal=WalWindow(
+            start_lsn=segment_start(start, SEGMENT),
+            end_lsn=segment_start(start, SEGMENT),
+            segment_bytes=SEGMENT,
+            timeline=1,
+            since=MIDNIGHT,
+            files=(),
+        ),
+    )
+
+
+def ship(cluster: Cluster, archive: WalArchive, start: Lsn) -> tuple[WalFile, ...]:
+    """Ship every finished segment from `start` on, and the histories, out of the server's own directory."""
+    end = cluster.switch()
+    session = archive.session()
+    log = cluster.server.data / "pg_wal"
+    names = sorted(path.name for path in log.iterdir() if path.name.endswith(".history") or is_segment(path.name))
+    return tuple(
+        session.ship(log / name, name)
+        for name in names
+        if not is_segment(name) or segment_start(start, SEGMENT) <= segment_lsn(name, SEGMENT) < end
+    )
+
+
+def archive_of(catalog: Catalog, manifest: Manifest) -> WalArchive:
+    return WalArchive(catalog.bucket, catalog.keyring, manifest.database.system_identifier, policy=POLICY)
+
+
+def _carry_manifest(directory: Path) -> None:
+    """Put the manifest into the tar, where a stream to standard output has it."""
+    content = (directory / "backup_manifest").read_bytes()
+    with tarfile.open(directory / "base.tar", "a") as tar:
+        member = tarfile.TarInfo("backup_manifest")
+        member.size, member.mode = len(content), 0o600
+        tar.addfile(member, io.BytesIO(content))
+
+
+def _line(tar: str, member: tarfile.TarInfo) -> str:
+    entry = {
+        "tar": tar,
+        "name": member.name,
+        "kind": _KINDS[member.type],
+        "mode": member.mode,
+        "size": member.size,
+        "mtime": int(member.mtime),
+        "offset": member.offset_data,
+        "link": member.linkname or None,
+    }
+    return json.dumps(entry) + "\n"
+
+
+def names(wal: Sequence[WalFile | Shipped]) -> list[str]:
+    return [file.name for file in wal]
