@@ -197,13 +197,16 @@ class PrivateServer:
         if self._process is None:
             return
         if self._process.poll() is None:  # unreaped, so the pid is still its own
-            server = psutil.Process(self._process.pid)
-            server.suspend()  # it starts nothing new while its children are counted
-            family = [server, *server.children(recursive=True)]
+            family = psutil.Process(self._process.pid).children(recursive=True)
+            self._process.send_signal(signal.SIGQUIT)  # "immediate": it ends what it started, and writes nothing
+            try:
+                self._process.wait(_KILLED_WITHIN)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
             for member in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
-            psutil.wait_procs(family, timeout=_KILLED_WITHIN)
         self._process = None
 
     def sync(self) -> None:
