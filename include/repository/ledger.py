@@ -148,22 +148,25 @@ def intervals(
     the first base behind it. *adopted*: another increment's window covers it whole. *missing*: nothing does (yet).
     """
     windows = [each for each in manifests if each.type == "incremental" and each.wal]
-    by_id = {each.id: each for each in windows}
-    lost = [(gap, gap.after, _ended(gap, manifests)) for gap in gaps]
-    found = []
-    for start, end in slots(schedule, since, until):
-        own = by_id.get(str(BackupId("incremental", end)))
-        gap = next((gap for gap, after, before in lost if start < (before or until) and after < end), None)
-        covering = covered_by(start, end, windows)
-        if own:
-            found.append(Interval(start, end, "complete", own.id, gap))
-        elif gap:
-            found.append(Interval(start, end, "gap", None, gap))
-        elif covering:
-            found.append(Interval(start, end, "adopted", covering.id))
-        else:
-            found.append(Interval(start, end, "missing"))
-    return found
+    return [
+        judge(start, end, manifests=manifests, windows=windows, gaps=gaps)
+        for start, end in slots(schedule, since, until)
+    ]
+
+
+def judge(
+    start: datetime, end: datetime, *, manifests: Sequence[Manifest], windows: Sequence[Manifest], gaps: Sequence[Gap]
+) -> Interval:
+    """What became of one slot; `manifests` are those with bases, `windows` the increments. See `intervals`."""
+    own = str(BackupId("incremental", end))
+    gap = next((gap for gap in gaps if gap.after < end and start < _ended(gap, manifests)), None)
+    if any(each.id == own for each in windows):
+        return Interval(start, end, "complete", own, gap)
+    if gap is not None:
+        return Interval(start, end, "gap", None, gap)
+    if covering := covered_by(start, end, windows):
+        return Interval(start, end, "adopted", covering.id)
+    return Interval(start, end, "missing")
 
 
 def covered_by(start: datetime, end: datetime, windows: Sequence[Manifest]) -> Manifest | None:
@@ -180,14 +183,14 @@ def covered_by(start: datetime, end: datetime, windows: Sequence[Manifest]) -> M
     return None
 
 
-def _ended(gap: Gap, manifests: Sequence[Manifest]) -> datetime | None:
-    """When moments can be restored again after a gap: from the first base behind it; None while there is none."""
+def _ended(gap: Gap, manifests: Sequence[Manifest]) -> datetime:
+    """When moments can be restored again after a gap: from the first base behind it; never while there is none."""
     behind = [
         each.base.stopped
         for each in manifests
         if each.base and each.database.system_identifier == gap.system_identifier and each.base.start_lsn >= gap.end_lsn
     ]
-    return min(behind, default=None)
+    return min(behind, default=datetime.max.replace(tzinfo=UTC))
 
 
 @dataclass(frozen=True)
