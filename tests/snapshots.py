@@ -10,7 +10,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,11 @@ from include.repository.manifest import (
 )
 from include.repository.timelines import TimelineHistory
 from include.repository.wal import Shipped, WalArchive
+from include.sources.postgres.basebackup import TarScanner
 from tests.manifests import MIDNIGHT, make
 from tests.replication import SEGMENT, Cluster
 
 POLICY: Pipeline = load_policy().pipeline.model_copy(update={"segment_bytes": 512 << 10})
-_KINDS = {tarfile.REGTYPE: "file", tarfile.DIRTYPE: "directory", tarfile.SYMTYPE: "symlink"}
 
 
 @dataclass(frozen=True)
@@ -116,11 +116,10 @@ def take_base(cluster: Cluster, catalog: Catalog, scratch: Path, *, day: int = 0
     tars = {path: BASE if path.stem == "base" else tablespace_tar(int(path.stem)) for path in directory.glob("*.tar")}
     lines, label = [], ""
     for path, name in tars.items():
-        with tarfile.open(path) as tar:
-            for member in tar:
-                lines.append(_line(name, member))
-                if member.name == "backup_label":
-                    label = tar.extractfile(member).read().decode()
+        scanner = TarScanner(lambda entry, name=name: lines.append(json.dumps({"tar": name, **asdict(entry)}) + "\n"))
+        scanner.feed(path.read_bytes())
+        scanner.finish()
+        label = label or scanner.label
 
     def store(name: str, content: Iterator[bytes]) -> Artifact:
         place = artifact_place(backup, attempt, name, component="structure", retention_class="system_config")
@@ -193,20 +192,6 @@ def _carry_manifest(directory: Path) -> None:
         member = tarfile.TarInfo("backup_manifest")
         member.size, member.mode = len(content), 0o600
         tar.addfile(member, io.BytesIO(content))
-
-
-def _line(tar: str, member: tarfile.TarInfo) -> str:
-    entry = {
-        "tar": tar,
-        "name": member.name,
-        "kind": _KINDS[member.type],
-        "mode": member.mode,
-        "size": member.size,
-        "mtime": int(member.mtime),
-        "offset": member.offset_data,
-        "link": member.linkname or None,
-    }
-    return json.dumps(entry) + "\n"
 
 
 def names(wal: Sequence[WalFile | Shipped]) -> list[str]:

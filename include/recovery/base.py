@@ -16,15 +16,14 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, Self
 
 from include.errors import BackupError
 from include.pipeline.account import Account
 from include.policy import Pipeline
 from include.recovery.opened import OpenedBackup
 from include.repository.contents import BASE, BASE_FILES, tablespace_tar
+from include.sources.postgres.basebackup import FileEntry
 
 log = logging.getLogger(__name__)
 
@@ -39,25 +38,6 @@ _OTHER = "Do not recover from it: use the replica's copy or another backup."
 
 class BaseRefused(BackupError):
     """A base backup whose table of files does not fit its tar, or names a place outside of the data directory."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileEntry:
-    """One member of the tar: `offset` is where its content begins in the raw stream of the artifact `tar`."""
-
-    tar: str
-    name: str
-    kind: Literal["file", "directory", "symlink"]
-    mode: int
-    size: int
-    mtime: int
-    offset: int
-    link: str | None = None
-
-    @classmethod
-    def parse(cls, line: str) -> Self:
-        """Read one line of the table."""
-        return cls(**json.loads(line))
 
 
 def unpack_base(
@@ -93,8 +73,8 @@ def unpack_base(
     return tuple(tablespaces / str(oid) for oid in oids)
 
 
-def parse_files(chunks: Iterable[bytes]) -> Iterator[FileEntry]:
-    """The table of files, line by line; raises `BaseRefused`."""
+def parse_files(chunks: Iterable[bytes]) -> Iterator[tuple[str, FileEntry]]:
+    """The table of files, line by line, each with the artifact whose tar it is in; raises `BaseRefused`."""
     rest = b""
     for chunk in chunks:
         *lines, rest = (rest + chunk).split(b"\n")
@@ -103,10 +83,11 @@ def parse_files(chunks: Iterable[bytes]) -> Iterator[FileEntry]:
         yield _entry(rest)
 
 
-def _entry(line: bytes) -> FileEntry:
+def _entry(line: bytes) -> tuple[str, FileEntry]:
     try:
-        return FileEntry.parse(line.decode())
-    except (ValueError, TypeError):
+        fields = json.loads(line)
+        return fields.pop("tar"), FileEntry(**fields)
+    except (ValueError, TypeError, KeyError):
         raise BaseRefused(f"A line of {BASE_FILES} cannot be read: {line[:80]!r}.", mend=_OTHER) from None
 
 
@@ -119,14 +100,14 @@ class _Layout:
         self._made = {root: {root} for root in roots.values()}
         self._linked: list[int] = []
 
-    def make(self, entries: Iterable[FileEntry]) -> None:
+    def make(self, entries: Iterable[tuple[str, FileEntry]]) -> None:
         """Make everything, files at their full length and empty."""
         if len(self._roots) > 1:
             self._directory(self._tablespaces)
         for root in self._roots.values():
             self._directory(root)
-        for entry in entries:
-            self._make_one(entry)
+        for tar, entry in entries:
+            self._make_one(tar, entry)
 
     def contents_of(self, tar: str, raw_bytes: int) -> list[tuple[int, int, Path]]:
         """Where each file's content begins and ends in that tar's stream, in order; raises `BaseRefused`."""
@@ -144,10 +125,10 @@ class _Layout:
             lines = (f"{oid} {_escaped(str(self._tablespaces / str(oid)))}\n" for oid in self._linked)
             (root / _MAP).write_text("".join(lines))
 
-    def _make_one(self, entry: FileEntry) -> None:
-        root = self._roots.get(entry.tar)
+    def _make_one(self, tar: str, entry: FileEntry) -> None:
+        root = self._roots.get(tar)
         if root is None:
-            raise BaseRefused(f"{BASE_FILES} names the artifact {entry.tar}, which is no part of it.", mend=_OTHER)
+            raise BaseRefused(f"{BASE_FILES} names the artifact {tar}, which is no part of it.", mend=_OTHER)
         parts = PurePosixPath(entry.name).parts
         if entry.kind == "directory" and parts in ((), (".",)):
             return
@@ -164,7 +145,7 @@ class _Layout:
         else:
             self._file(path, entry.mode, entry.size)
             if entry.size:
-                self._contents[entry.tar].append((entry.offset, entry.offset + entry.size, path))
+                self._contents[tar].append((entry.offset, entry.offset + entry.size, path))
 
     def _directory(self, path: Path, mode: int = 0o700) -> None:
         try:

@@ -33,7 +33,7 @@ from include.repository.manifest import Manifest, WalFile
 from include.repository.timelines import TimelineHistory
 from include.repository.wal import Shipped, WalArchive
 from include.sources.postgres.login import DatabaseLogin
-from include.sources.postgres.tools import PostgresTools, ToolsMissing, installed
+from include.sources.postgres.tools import PostgresTools, tools_of
 
 if TYPE_CHECKING:
     import psycopg
@@ -124,7 +124,7 @@ def recover(
     `StreamRefused`, `WalRefused` or `BaseRefused` naming the object; `LogIncomplete`; `BackupError`.
     """
     manifest, account = base.manifest, server_account()
-    tools = _tools_of(manifest.database.server_version // 10_000)
+    tools = tools_of(manifest.database.server_version // 10_000)
     _must_fit(manifest, archive, wal, history)
     began = time.monotonic()
     data = directory / DATA
@@ -425,18 +425,6 @@ def _what_differs(server: PrivateServer) -> Iterator[str]:
         with suppress(BackupError), server.login(dbname=name).connect(application_name="synapse-backups") as session:
             for (extension,) in session.execute(_EXTENSIONS):
                 yield f"{name}: the extension {extension} is not installed here; what it does fails."
-
-
-def _tools_of(major: int) -> PostgresTools:
-    """The programs of exactly that major version, the server among them; raises `ToolsMissing`."""
-    for tools in installed():
-        with suppress(ToolsMissing):
-            if tools.major == major and tools.path("postgres"):
-                return tools
-    raise ToolsMissing(
-        f"No PostgreSQL {major} server is installed here: a cluster is recovered by its own major version alone.",
-        mend=f"Install the PostgreSQL {major} server package.",
-    )
 
 
 def _last(pattern: re.Pattern[str], said: str) -> list[str]:
