@@ -61,7 +61,8 @@ class Cluster:
         )
 
     def switch(self) -> Lsn:
-        """End the segment, and return the boundary behind it."""
+        """End the segment, and return the boundary behind it; of a segment without a record the server ends nothing."""
+        self.run("SELECT pg_create_restore_point('switch')")
         return segment_end(Lsn.parse(self.value("SELECT pg_switch_wal()::text")), SEGMENT)
 
     def segment(self, lsn: Lsn, timeline: int = 1) -> str:

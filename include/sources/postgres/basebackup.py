@@ -2,7 +2,8 @@
 
 https://www.postgresql.org/docs/current/app-pgbasebackup.html. One tar to stdout, with `backup_label` as its first
 member and `backup_manifest` as its last; a cluster with tablespaces can only go to a directory, one tar a tablespace,
-and the manifest is a file beside them. The tar is ustar as PostgreSQL's `tarCreateHeader` writes it (src/port/tar.c):
+and the manifest is a file beside them. The links to the tablespaces are in no tar: `tablespace_map` tells them, and a
+server that recovers makes them from it. The tar is ustar as PostgreSQL's `tarCreateHeader` writes it (src/port/tar.c):
 files, directories and symbolic links, with names and targets of at most 99 bytes (a longer one fails the backup on the
 server), sizes of 8 GiB and more in base 256, no extended headers. Anything else is refused: a member that is not
 understood would not be restored.
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
 
 BLOCK = 512
 LABEL = "backup_label"
+TABLESPACE_MAP = "tablespace_map"
 MANIFEST = "backup_manifest"
 
 Kind = Literal["file", "directory", "symlink"]
 
 _KINDS: dict[bytes, Kind] = {b"0": "file", b"\0": "file", b"5": "directory", b"2": "symlink"}
-_LABEL_BYTES = 64 * 1024
-_TAIL_BYTES = 64 * 1024  # of the manifest, whose end says which WAL the backup needs
+_KEPT_BYTES = 1 << 20  # of the manifest, its end, which says which WAL the backup needs
 _RANGES = b'"WAL-Ranges"'
 _END_BLOCKS = 2
 _BASE_256 = 0x80
@@ -94,9 +95,7 @@ class TarScanner:
         self._zeros = 0
         self._kept: bytearray | None = None
         self._kept_left = 0
-        self._kept_bytes = 0
-        self._label = bytearray()
-        self._manifest = bytearray()
+        self._files = {name: bytearray() for name in (LABEL, TABLESPACE_MAP, MANIFEST)}
 
     def passing(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         """The same chunks; raises `BaseBackupRefused` at their end when the tar has not ended."""
@@ -134,12 +133,17 @@ class TarScanner:
     @property
     def label(self) -> str:
         """`backup_label`; empty in a tablespace's tar."""
-        return self._label.decode()
+        return self._files[LABEL].decode()
+
+    @property
+    def tablespace_map(self) -> str:
+        """`tablespace_map`: a line for each tablespace, its oid, a space and its directory; empty without any."""
+        return self._files[TABLESPACE_MAP].decode()
 
     @property
     def wal(self) -> BaseRange:
         """Which WAL the backup needs, from the manifest at the end of the stream; raises `BaseBackupRefused`."""
-        return wal_range(bytes(self._manifest))
+        return wal_range(bytes(self._files[MANIFEST]))
 
     def _member(self, header: bytes, offset: int) -> None:
         if not any(header):
@@ -149,16 +153,15 @@ class TarScanner:
             raise _refused("has members after its end", offset)
         entry = _entry(header, offset)
         self._skip = -(-entry.size // BLOCK) * BLOCK
-        self._kept = {LABEL: self._label, MANIFEST: self._manifest}.get(entry.name)
+        self._kept = self._files.get(entry.name)
         self._kept_left = entry.size
-        self._kept_bytes = _LABEL_BYTES if entry.name == LABEL else _TAIL_BYTES
         self._record(entry)
 
     def _keep(self, content: bytes) -> None:
         assert self._kept is not None  # noqa: S101 - asked by the caller
         self._kept += content[: self._kept_left]  # not its padding
         self._kept_left -= min(len(content), self._kept_left)
-        del self._kept[: -self._kept_bytes]
+        del self._kept[:-_KEPT_BYTES]
 
 
 def wal_range(manifest: bytes) -> BaseRange:

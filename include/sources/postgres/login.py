@@ -38,6 +38,8 @@ _MENDS = (
     ("no pg_hba.conf entry", "Let this user and address in, in the server's pg_hba.conf, and reload it."),
     ("is not permitted to log in", "Run include/sources/postgres/grants.sql, which makes the three logins."),
     ("does not exist", "Correct the database or the user, or create it (grants.sql makes the three logins)."),
+    ("start walsender", "Give this user the attribute REPLICATION, as include/sources/postgres/grants.sql does."),
+    ("start WAL sender", "Give this user the attribute REPLICATION, as include/sources/postgres/grants.sql does."),
     ("does not support SSL", "Turn TLS on in the server, or relax sslmode for this connection."),
     ("certificate", "Give sslrootcert the authority that signed the server's certificate, and its name as host."),
     ("too many clients", "Free a connection slot on the server, or raise max_connections."),
