@@ -161,7 +161,9 @@ def _one_timeline(directory: Path, start: Lsn, end: Lsn, timeline: int) -> Itera
     found = sorted(path for path in directory.iterdir() if is_segment(path.name) and timeline_of(path.name) <= timeline)
     if not found:
         raise ValueError(f"{directory} holds no WAL segments")
-    segment_bytes = found[0].stat().st_size
+    segment_bytes = max(path.stat().st_size for path in found)
+    if segment_bytes.bit_count() != 1:
+        raise WalBroken(found[0].name, f"it has {segment_bytes} bytes, which no segment has.")
     newest = {segment_lsn(path.name, segment_bytes): path for path in found}  # of one place the newest comes last
     names: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="synapse-waldump-") as place:
@@ -170,6 +172,8 @@ def _one_timeline(directory: Path, start: Lsn, end: Lsn, timeline: int) -> Itera
             if Lsn(at) not in newest:
                 raise WalBroken(name, "it is missing.")
             path = newest[Lsn(at)]
+            if (size := path.stat().st_size) != segment_bytes:
+                raise WalBroken(path.name, f"it has {size} bytes, not {segment_bytes}.")
             names[name] = path.name
             Path(place, name).symlink_to(path.absolute())
         yield _Segments(Path(place), segment_bytes, end, timeline, names)

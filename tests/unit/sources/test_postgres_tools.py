@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from include.sources.postgres.tools import PostgresTools, ToolsMissing, choose, find_tools, installed
+from include.sources.postgres.tools import (
+    PostgresTools,
+    ToolsMissing,
+    choose,
+    choose_exactly,
+    find_tools,
+    installed,
+    tools_of,
+)
 
 OLD, SYSTEM, WHEEL, NEWEST = (
     PostgresTools(Path(directory), major)
@@ -25,6 +33,13 @@ def test_else_the_next_newer() -> None:
 def test_older_tools_are_refused_and_named() -> None:
     with pytest.raises(ToolsMissing, match=r"version 16\. Found: 14 in /old"):
         choose(16, [OLD])
+
+
+def test_what_reads_a_clusters_files_is_of_its_own_major() -> None:
+    assert choose_exactly(18, [NEWEST, OLD, SYSTEM, WHEEL]) is SYSTEM
+    with pytest.raises(ToolsMissing, match=r"version 16 itself.*Found: 19 in /newest"):
+        choose_exactly(16, [NEWEST])
+    assert tools_of(15).major == 15
 
 
 def test_this_machine_has_tools_for_18() -> None:
