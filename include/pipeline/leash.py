@@ -46,12 +46,12 @@ class LeashedProcess:
         self._environment = {**child_environment(), **environment}
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._words: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._listen, name=self.name, daemon=True)
         self._thread.start()
         started = self._started.get()
-        if isinstance(started, OSError):
+        if isinstance(started, Exception):
             raise started
         self._process = started
 
@@ -98,7 +98,7 @@ class LeashedProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
-        except OSError as error:
+        except Exception as error:  # raised where it was started
             self._started.put(error)
             return
         self._started.put(process)

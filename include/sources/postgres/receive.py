@@ -105,6 +105,7 @@ class Receiver:
             ended = self._child.ended
             if found := self._new():
                 yield from found
+                since = time.monotonic()  # whoever takes a file may have taken its time
             elif ended:
                 break
             elif (now := self._progress()) != state:
