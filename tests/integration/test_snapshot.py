@@ -1,0 +1,313 @@
+"""A snapshot: the cluster's files, the log to one consistency point, and everything of that moment (R1.3, R5.5)."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from include.backup import base, snapshot
+from include.backup.adoption import Adopted
+from include.backup.snapshot import make_snapshot
+from include.backup.verify import check_integrity, check_sizes
+from include.errors import BackupError
+from include.pipeline.process import SourceFailed, run_source
+from include.pipeline.progress import Progress
+from include.pipeline.sealing import StreamRefused
+from include.policy import load_policy
+from include.recovery.opened import OpenedBackup
+from include.repository.contents import BASE, BASE_FILES, INVENTORY, SERVER_FILES, SETTINGS, tablespace_tar
+from include.repository.layout import BackupId
+from include.repository.lsn import Lsn, segment_start
+from include.repository.manifest import Manifest, Slot
+from include.repository.wal import WalArchive
+from include.sandbox.installation import Installation
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sources.postgres.slots import ANCHOR
+from include.sources.postgres.tools import find_tools
+
+POLICY = load_policy()
+WEEK = timedelta(days=7)
+SLOT = Slot(start=datetime(2026, 11, 1, tzinfo=UTC), end=datetime(2026, 11, 8, tzinfo=UTC))
+SUNDAY = BackupId("snapshot", SLOT.end)
+OTHERS = "SELECT application_name FROM pg_stat_activity WHERE application_name LIKE 'snapshot-%'"
+SLOTS = "SELECT slot_name::text FROM pg_replication_slots"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An installation and its snapshot."""
+
+    installation: Installation
+    manifest: Manifest
+    scratch: Path
+
+    def take(self, backup: BackupId, slot: Slot | None = None) -> Manifest:
+        return take(self.installation, self.scratch, backup, slot)
+
+    def opened(self, manifest: Manifest | None = None) -> OpenedBackup:
+        progress = Progress("reading", scratch=self.scratch)
+        return OpenedBackup(
+            self.installation.catalog(), manifest or self.manifest, policy=POLICY.pipeline, progress=progress
+        )
+
+    def json(self, name: str) -> Any:
+        return json.loads(b"".join(self.opened().read(name)))
+
+    def ask(self, query: str) -> list[Any]:
+        with self.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+            return [row[0] for row in session.execute(query.encode())]
+
+
+def take(installation: Installation, scratch: Path, backup: BackupId, slot: Slot | None = None) -> Manifest:
+    return make_snapshot(
+        backup,
+        slot=slot,
+        application=installation.application(),
+        catalog=installation.catalog(),
+        policy=POLICY,
+        scratch=scratch,
+    )
+
+
+@pytest.fixture(scope="module", params=[18, 15])
+def taken(
+    request: pytest.FixtureRequest, sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server
+) -> Iterator[Taken]:
+    """One of a slot that is weeks ago, on a server of its own: no other test's databases are in it."""
+    directory = sandbox_directory / f"snapshot-{request.param}"
+    directory.mkdir()
+    directory.chmod(0o711)
+    with PostgresServer(directory / "postgres", major=request.param, durable=False) as server:
+        installation = Installation.make(
+            directory,
+            postgres=server,
+            primary=s3_primary,
+            replica=s3_replica,
+            suffix=f"-snapshot-{request.param}",
+            scale=0.05,
+        )
+        yield Taken(installation, take(installation, directory, SUNDAY, SLOT), directory)
+
+
+@pytest.mark.requirement("R1.3", "R2.1", "R2.2", "R2.3")
+def test_its_manifest_says_where_the_base_and_the_log_begin_and_end(taken: Taken) -> None:
+    manifest, before = taken.manifest, taken.installation.synapse.fingerprint()
+    found, wal = manifest.base, manifest.wal
+    assert found is not None
+    assert wal is not None
+
+    assert (manifest.type, manifest.slot) == ("snapshot", SLOT)
+    assert wal.start_lsn == segment_start(found.start_lsn, wal.segment_bytes)
+    assert found.start_lsn < found.stop_lsn < Lsn.parse(manifest.consistency_point.lsn) <= wal.end_lsn
+    assert found.started < found.stopped < manifest.consistency_point.time
+    assert wal.since == found.started
+    assert len(wal.files) * wal.segment_bytes == wal.end_lsn - wal.start_lsn == wal.raw_bytes
+    assert found.tablespaces == ()
+    assert 0 < found.database_bytes < manifest.artifact(BASE).raw_bytes
+    assert manifest.database.rows == sum(table["rows"] for table in taken.json(INVENTORY)["tables"].values())
+    assert manifest.objects.objects == len(before.objects)
+    assert manifest.consistency_point.configuration_commit == before.configuration["HEAD"]
+    assert manifest.configuration.refs_sha256
+    assert {artifact.name.partition("/")[0] for artifact in manifest.artifacts} == {"database", "objects", "config"}
+    assert not [artifact.name for artifact in manifest.artifacts if artifact.name.endswith(".pgdump")]
+
+
+def test_it_says_how_late_it_is(taken: Taken) -> None:
+    [late] = [warning for warning in taken.manifest.warnings if "after its slot ended" in warning]
+
+    assert late.startswith(f"{SUNDAY} was taken ")
+
+
+@pytest.mark.requirement("R2.3")
+def test_it_knows_what_the_servers_own_files_say(taken: Taken) -> None:
+    files = taken.json(SERVER_FILES)
+
+    assert {"name": "hba_file", "path": str(taken.installation.postgres.data / "pg_hba.conf")} in files["places"]
+    assert {"wal_level": "replica"}.items() <= {line["name"]: line["setting"] for line in files["settings"]}.items()
+    assert "scram-sha-256" in {line["auth_method"] for line in files["hba"]}
+    assert files["ident"] == []
+    assert taken.json(SETTINGS)["database"]["name"] == taken.installation.dump.dbname
+
+
+@pytest.mark.requirement("R1.3", "R4.5")
+def test_the_table_of_files_is_the_tars(taken: Taken) -> None:
+    table = [json.loads(line) for line in b"".join(taken.opened().read(BASE_FILES)).splitlines()]
+    with tarfile.open(fileobj=io.BytesIO(b"".join(taken.opened().read(BASE)))) as tar:
+        members = [
+            (member.name.rstrip("/"), member.size, member.mode, member.mtime, member.offset_data) for member in tar
+        ]
+
+    assert [(line["name"], line["size"], line["mode"], line["mtime"], line["offset"]) for line in table] == members
+    assert {line["tar"] for line in table} == {BASE}
+    assert members[-1][0] == "backup_manifest"
+
+
+@pytest.mark.requirement("R4.5")
+def test_its_base_passes_pg_verifybackup(taken: Taken) -> None:
+    verify(taken, taken.manifest, taken.scratch / "unpacked")
+
+
+def verify(taken: Taken, manifest: Manifest, directory: Path) -> None:
+    """Unpack the tars as anybody could, and let PostgreSQL's own program compare every file with its manifest."""
+    opened = taken.opened(manifest)
+    tars = {BASE: directory}
+    assert manifest.base is not None
+    for tablespace in manifest.base.tablespaces:
+        tars[tablespace_tar(tablespace.oid)] = directory / "pg_tblspc" / str(tablespace.oid)
+    for name, place in tars.items():
+        with tarfile.open(fileobj=io.BytesIO(b"".join(opened.read(name)))) as tar:
+            tar.extractall(place, filter="fully_trusted")
+    tools = find_tools(taken.installation.postgres.major)
+    subprocess.run(
+        [tools.pg_verifybackup, "--no-parse-wal", "--quiet", str(directory)], check=True, capture_output=True
+    )
+
+
+@pytest.mark.requirement("R4.5")
+def test_all_of_it_is_read_back_its_log_too(taken: Taken) -> None:
+    assert taken.manifest.wal is not None
+    catalog = taken.installation.catalog()
+
+    integrity = check_integrity(catalog, SUNDAY, POLICY, scratch=taken.scratch)
+    assert integrity["segments"] == len(taken.manifest.wal.files)
+    assert integrity["raw_bytes"] >= taken.manifest.raw_bytes
+    assert check_sizes(catalog, SUNDAY, POLICY, scratch=taken.scratch)["rows"] == taken.manifest.database.rows
+
+
+@pytest.mark.requirement("R4.5")
+def test_a_segment_that_is_gone_is_named(taken: Taken) -> None:
+    catalog, wal = taken.installation.catalog(), taken.manifest.wal
+    assert wal is not None
+    archive = WalArchive(
+        catalog.bucket, catalog.keyring, taken.manifest.database.system_identifier, policy=POLICY.pipeline
+    )
+    key = archive.key_of(wal.files[-1])
+    content = catalog.bucket.read(key)
+    catalog.bucket.delete_version(key, next(catalog.bucket.versions(key)).version_id)
+    try:
+        with pytest.raises(StreamRefused, match=wal.files[-1].name):
+            check_integrity(catalog, SUNDAY, POLICY, scratch=taken.scratch)
+    finally:
+        catalog.bucket.put(key, content)
+
+
+def test_the_same_id_again_is_the_committed_one(taken: Taken) -> None:
+    bucket = taken.installation.catalog().bucket
+    before = sorted(bucket.keys(""))
+
+    assert taken.take(SUNDAY, SLOT) == taken.manifest
+    assert sorted(bucket.keys("")) == before
+
+
+@pytest.mark.requirement("R5.5")
+def test_a_slot_that_is_past_is_adopted_by_the_snapshot_after_it(taken: Taken) -> None:
+    bucket = taken.installation.catalog().bucket
+    before = sorted(bucket.keys(""))
+    missed = Slot(start=SLOT.end - 2 * WEEK, end=SLOT.end - WEEK)
+    with pytest.raises(Adopted, match=str(SUNDAY)) as adopted:
+        taken.take(BackupId("snapshot", missed.end), missed)
+
+    assert adopted.value.by == taken.manifest
+    assert sorted(bucket.keys("")) == before
+
+
+@pytest.mark.requirement("R4.4")
+def test_one_whose_copy_is_killed_commits_nothing_and_runs_again(taken: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup = BackupId("snapshot", SLOT.end + WEEK)
+
+    @contextmanager
+    def killed(*args: Any, **options: Any) -> Iterator[Iterator[bytes]]:
+        with run_source(*args, **options) as chunks:
+
+            def fatal() -> Iterator[bytes]:
+                yield next(chunks)
+                for child in psutil.Process().children(recursive=True):
+                    if child.name() == "pg_basebackup":
+                        child.kill()
+                yield from chunks
+
+            yield fatal()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base, "run_source", killed)
+        with pytest.raises(SourceFailed, match="pg_basebackup failed"):
+            taken.take(backup)
+    assert taken.installation.catalog().find(backup) is None
+
+    assert taken.take(backup).backup == backup
+    assert taken.ask(SLOTS) == [ANCHOR]
+
+
+def test_one_that_fails_behind_the_point_leaves_no_session_and_no_slot(
+    taken: Taken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = BackupId("snapshot", SLOT.end + 2 * WEEK)
+    finish = snapshot.collect_wal
+
+    def fail(*args: Any, **options: Any) -> None:
+        finish(*args, **options)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(snapshot, "collect_wal", fail)
+    with pytest.raises(ZeroDivisionError):
+        taken.take(backup)
+
+    assert taken.installation.catalog().find(backup) is None
+    assert taken.ask(OTHERS) == []
+    assert taken.ask(SLOTS) == [ANCHOR]
+
+
+@pytest.fixture
+def tablespace(taken: Taken) -> Iterator[str]:
+    """A tablespace with a table in it."""
+    server = taken.installation.postgres
+    place = server.directory / "tablespace"
+    place.mkdir()
+    if account := server._account:
+        os.chown(place, *account)
+    login = taken.installation.synapse.database
+    with login.connect(application_name="test", autocommit=True) as session:
+        session.execute(f"CREATE TABLESPACE apart LOCATION '{place}'".encode())
+        session.execute(
+            "CREATE TABLE public.apart TABLESPACE apart"
+            " AS SELECT n, repeat('x', 500) AS t FROM generate_series(1, 9999) AS n"
+        )
+        yield "apart"
+        session.execute("DROP TABLE public.apart")
+        session.execute("DROP TABLESPACE apart")
+    place.rmdir()
+
+
+@pytest.mark.requirement("R1.3", "R4.5")
+def test_a_cluster_with_a_tablespace_goes_through_the_disk(
+    taken: Taken, tablespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = BackupId("snapshot", SLOT.end + 3 * WEEK)
+    with monkeypatch.context() as patch:
+        patch.setattr(base.shutil, "disk_usage", lambda _: type("", (), {"free": 10**6}))
+        with pytest.raises(BackupError, match=r"has 0.0 GB free; the cluster takes"):
+            taken.take(backup)
+    manifest = taken.take(backup)
+
+    assert manifest.base is not None
+    [apart] = manifest.base.tablespaces
+    assert apart.location == str(taken.installation.postgres.directory / "tablespace")
+    assert manifest.artifact(tablespace_tar(apart.oid)).raw_bytes > 5 * 10**6
+    lines = [json.loads(line) for line in b"".join(taken.opened(manifest).read(BASE_FILES)).splitlines()]
+    assert {line["tar"] for line in lines} == {BASE, tablespace_tar(apart.oid)}
+    assert "tablespace_map" in {line["name"] for line in lines}  # in place of links
+    verify(taken, manifest, taken.scratch / "unpacked-apart")
+    assert not list(taken.scratch.glob("base-*"))
