@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,14 +17,15 @@ from typing import Any
 
 from include.pipeline.artifacts import write_artifact
 from include.pipeline.progress import Progress
+from include.pipeline.sealing import Sealer
 from include.policy import Pipeline, load_policy
 from include.recovery.cluster import RecoveredCluster, recover
 from include.recovery.opened import OpenedBackup
 from include.recovery.target import StopAt
 from include.repository.catalog import Catalog
 from include.repository.contents import BASE, BASE_FILES, tablespace_tar
-from include.repository.envelopes import create_data_key
-from include.repository.layout import BackupId, new_attempt
+from include.repository.envelopes import create_data_key, open_data_key
+from include.repository.layout import BackupId, new_attempt, wal_key, wal_owner
 from include.repository.lsn import Lsn, is_segment, segment_lsn, segment_start
 from include.repository.manifest import (
     Artifact,
@@ -38,7 +39,7 @@ from include.repository.manifest import (
     describe,
 )
 from include.repository.timelines import TimelineHistory
-from include.repository.wal import Shipped, WalArchive
+from include.repository.wal import WalArchive
 from include.sources.postgres.basebackup import TarScanner
 from tests.manifests import MIDNIGHT, make
 from tests.replication import SEGMENT, Cluster
@@ -65,6 +66,14 @@ class Ledger:
     def write(self, count: int) -> None:
         first, self.rows = self.rows + 1, self.rows + count
         self._cluster.run(f"INSERT INTO entry SELECT n, repeat('x', 200) FROM generate_series({first}, {self.rows}) n")
+
+    def write_one(self) -> Lsn:
+        """Commit one row, and return where the record of its commit begins."""
+        self.rows += 1
+        with self._cluster.server.superuser.connect(application_name="test") as session:
+            session.execute("INSERT INTO entry VALUES (%s)", (self.rows,))
+            row = session.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
+        return Lsn.parse(row[0])
 
     def point(self, name: str) -> Point:
         lsn = self._cluster.value(f"SELECT pg_create_restore_point('{name}')::text")
@@ -185,6 +194,21 @@ def archive_of(catalog: Catalog, manifest: Manifest) -> WalArchive:
     return WalArchive(catalog.bucket, catalog.keyring, manifest.database.system_identifier, policy=POLICY)
 
 
+def smuggle(archive: WalArchive, name: str, raw: bytes) -> WalFile:
+    """Store any bytes as a segment, sealed under a genuine key, as `ship` would not."""
+    attempt = archive.session().attempt
+    owner = wal_owner(archive.system_identifier)
+    key = open_data_key(archive.bucket, archive.keyring, owner=owner, attempt=attempt)
+    sealer = Sealer(key, archive.context_of(name, attempt), level=1)
+    archive.bucket.put(wal_key(archive.system_identifier, name, attempt), sealer.add(raw) + sealer.finish())
+    return WalFile(name=name, attempt=attempt, **asdict(sealer.measure()))
+
+
+def reship(archive: WalArchive, file: WalFile) -> WalFile:
+    """Another copy of a segment, to be damaged."""
+    return smuggle(archive, file.name, b"".join(archive.read(file)))
+
+
 def _carry_manifest(directory: Path) -> None:
     """Put the manifest into the tar, where a stream to standard output has it."""
     content = (directory / "backup_manifest").read_bytes()
@@ -192,7 +216,3 @@ def _carry_manifest(directory: Path) -> None:
         member = tarfile.TarInfo("backup_manifest")
         member.size, member.mode = len(content), 0o600
         tar.addfile(member, io.BytesIO(content))
-
-
-def names(wal: Sequence[WalFile | Shipped]) -> list[str]:
-    return [file.name for file in wal]

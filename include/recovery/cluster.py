@@ -26,6 +26,7 @@ from include.recovery.base import unpack_base
 from include.recovery.control import Control
 from include.recovery.opened import OpenedBackup
 from include.recovery.private_server import PrivateServer
+from include.recovery.soundness import check_files
 from include.recovery.target import StopAt
 from include.recovery.wal_spool import WalSpool, prove_row
 from include.repository.lsn import Lsn, history_name, is_history, segment_name
@@ -115,12 +116,14 @@ def recover(
     policy: Pipeline,
     progress: Progress,
     keep: bool = False,
+    verify: bool = False,
 ) -> Iterator[RecoveredCluster]:
     """Unpack `base` into `directory/data`, replay `wal` along `history` up to `stop`, and run a server on it.
 
     `directory` is made if need be, and must hold neither data nor tablespaces. With `keep` the stopped, synced data
     directory (and `directory/tablespaces`) stays, with the configuration that the base had, for somebody to start;
-    without it, and after any error, nothing does. Raises `RecoveryStopped`, naming the place and the segment;
+    without it, and after any error, nothing does. With `verify` PostgreSQL compares every file of the base with its own
+    manifest first. Raises `RecoveryStopped`, naming the place and the segment;
     `StreamRefused`, `WalRefused` or `BaseRefused` naming the object; `LogIncomplete`; `BackupError`.
     """
     manifest, account = base.manifest, server_account()
@@ -135,6 +138,8 @@ def recover(
     unpacked = time.monotonic() - began
     finished = False
     try:
+        if verify:
+            check_files(tools, data)
         with replayed(
             data,
             archive,
@@ -180,6 +185,7 @@ def replayed(
             f"The base is of the cluster {control.system_identifier}, the log of {archive.system_identifier}.",
             mend=_MEND,
         )
+    end = _must_fit(manifest, archive, wal, history)
     for signal_file in ("standby.signal", "recovery.signal"):
         (data / signal_file).unlink(missing_ok=True)
     (data / "recovery.signal").touch()
@@ -196,7 +202,7 @@ def replayed(
         PrivateServer(tools, data, data.with_name(f"{data.name}.server"), account=account) as server,
     ):
         recovery = _Recovery(
-            server, spool, control=control, history=history, stop=stop, manifest=manifest, policy=policy
+            server, spool, control=control, history=history, end=end, stop=stop, manifest=manifest, policy=policy
         )
         began = time.monotonic()
         reached, timeline = recovery.run()
@@ -227,10 +233,12 @@ class _Recovery:
         *,
         control: Control,
         history: TimelineHistory,
+        end: Lsn,
         stop: StopAt,
         manifest: Manifest,
         policy: Pipeline,
     ) -> None:
+        self._end = end
         self._server, self._spool, self._control = server, spool, control
         self._history, self._stop, self._manifest, self._policy = history, stop, manifest, policy
         self._session: psycopg.Connection[TupleRow] | None = None
@@ -374,7 +382,9 @@ class _Recovery:
         if self._spool.failure is not None and any("could not restore file" in line for line in fatal):
             return self._spool.failure
         if any(_UNFINISHED in line for line in fatal):
-            return self._stopped("came to the end of its log before its target", *_last(_WHY_NO_FURTHER, said))
+            after = segment_name(self._history.timeline_at(self._end), self._end, self._control.segment_bytes)
+            why = _last(_WHY_NO_FURTHER, said) or [f"the plan ends before segment {after}"]
+            return self._stopped("came to the end of its log before its target", *why)
         mend = next((mend for words, mend in _MENDS if words.lower() in said.lower()), _MEND)
         return self._stopped("failed", *(fatal[-1:] or [self._server.tail()]), mend=mend)
 
@@ -391,8 +401,8 @@ class _Recovery:
 
 def _must_fit(
     manifest: Manifest, archive: WalArchive, wal: Sequence[WalFile | Shipped], history: TimelineHistory
-) -> None:
-    """Refuse, before anything is fetched, what cannot come to a good end."""
+) -> Lsn:
+    """Refuse, before anything is fetched, what cannot come to a good end; returns where the log ends."""
     if manifest.base is None or manifest.wal is None:
         raise BackupError(f"{manifest.id} is no snapshot.", mend="Recover from a snapshot: it has the base.")
     if manifest.database.system_identifier != archive.system_identifier:
@@ -401,7 +411,7 @@ def _must_fit(
             f"the log of {archive.system_identifier}.",
             mend=_MEND,
         )
-    prove_row(wal, history, start=manifest.base.start_lsn, segment_bytes=manifest.wal.segment_bytes)
+    return prove_row(wal, history, start=manifest.base.start_lsn, segment_bytes=manifest.wal.segment_bytes)
 
 
 def _other_histories(archive: WalArchive, wal: Sequence[WalFile | Shipped]) -> Iterator[Shipped]:
