@@ -12,8 +12,9 @@ import os
 import re
 import shutil
 import threading
+from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -63,7 +64,7 @@ def unpack_base(
             layout = _Layout(roots, tablespaces, account)
             layout.make(parse_files(opened.read(BASE_FILES)))
             for tar in roots:
-                _place_tar(opened, tar, layout.contents_of(tar, opened.manifest.artifact(tar).raw_bytes), policy)
+                _place_tar(opened, tar, layout.contents[tar], policy)
             layout.lead_links_here()
             beside.rename(directory)
     except BaseException:
@@ -91,12 +92,41 @@ def _entry(line: bytes) -> tuple[str, FileEntry]:
         raise BaseRefused(f"A line of {BASE_FILES} cannot be read: {line[:80]!r}.", mend=_OTHER) from None
 
 
+class _Contents:
+    """Where the files of one tar lie in its stream, in order. There may be millions, so each is few bytes."""
+
+    def __init__(self) -> None:
+        self.starts, self._sizes, self._paths = array("Q"), array("Q"), list[str]()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, number: int) -> tuple[int, int, str]:
+        """Where one begins, where it ends, and its path."""
+        start = self.starts[number]
+        return start, start + self._sizes[number], self._paths[number]
+
+    @property
+    def end(self) -> int:
+        """Where the last one ends."""
+        return self[-1][1] if self._paths else 0
+
+    def add(self, start: int, size: int, path: str) -> bool:
+        """One more, behind the others; False where it is not."""
+        if start < self.end:
+            return False
+        self.starts.append(start)
+        self._sizes.append(size)
+        self._paths.append(path)
+        return True
+
+
 class _Layout:
     """The directories and files of a base, made before their content comes."""
 
     def __init__(self, roots: dict[str, Path], tablespaces: Path, account: Account | None) -> None:
         self._roots, self._tablespaces, self._account = roots, tablespaces, account
-        self._contents: dict[str, list[tuple[int, int, Path]]] = {tar: [] for tar in roots}
+        self.contents = {tar: _Contents() for tar in roots}
         self._made = {root: {root} for root in roots.values()}
         self._linked: list[int] = []
 
@@ -108,15 +138,6 @@ class _Layout:
             self._directory(root)
         for tar, entry in entries:
             self._make_one(tar, entry)
-
-    def contents_of(self, tar: str, raw_bytes: int) -> list[tuple[int, int, Path]]:
-        """Where each file's content begins and ends in that tar's stream, in order; raises `BaseRefused`."""
-        contents = sorted(self._contents[tar])
-        ends = [0, *(end for _, end, _ in contents)]
-        for (start, end, path), before in zip(contents, ends, strict=False):
-            if not before <= start <= end <= raw_bytes:
-                raise BaseRefused(f"{path.name} lies in {tar} where another file or nothing is.", mend=_OTHER)
-        return contents
 
     def lead_links_here(self) -> None:
         """Write the map that PostgreSQL makes its links by anew."""
@@ -144,8 +165,8 @@ class _Layout:
             self._link(entry, path)
         else:
             self._file(path, entry.mode, entry.size)
-            if entry.size:
-                self._contents[tar].append((entry.offset, entry.offset + entry.size, path))
+            if entry.size and not self.contents[tar].add(entry.offset, entry.size, str(path)):
+                raise BaseRefused(f"{entry.name!r} lies in {tar} where another file is.", mend=_OTHER)
 
     def _directory(self, path: Path, mode: int = 0o700) -> None:
         try:
@@ -183,14 +204,15 @@ class _Layout:
         return BaseRefused(f"{path.name} is in {BASE_FILES} twice.", mend=_OTHER)
 
 
-def _place_tar(opened: OpenedBackup, tar: str, contents: Sequence[tuple[int, int, Path]], policy: Pipeline) -> None:
+def _place_tar(opened: OpenedBackup, tar: str, contents: _Contents, policy: Pipeline) -> None:
     """Write the content of every file of one tar, segments side by side; each segment is proved at its end."""
-    starts = [start for start, _, _ in contents]
+    if contents.end > opened.manifest.artifact(tar).raw_bytes:
+        raise BaseRefused(f"{BASE_FILES} names files behind the end of {tar}.", mend=_OTHER)
     given_up = threading.Event()
 
     def place(number: int, position: int) -> None:
         # The file that the segment begins in, if any, is the last that begins at or before it.
-        writer = _Writer(contents, max(bisect_right(starts, position) - 1, 0))
+        writer = _Writer(contents, max(bisect_right(contents.starts, position) - 1, 0))
         try:
             for chunk in opened.read_segment(tar, number):
                 if given_up.is_set():
@@ -217,7 +239,7 @@ def _place_tar(opened: OpenedBackup, tar: str, contents: Sequence[tuple[int, int
 class _Writer:
     """Writes a part of a tar's stream, in order, to the files that lie in it; what lies between them is left out."""
 
-    def __init__(self, contents: Sequence[tuple[int, int, Path]], first: int) -> None:
+    def __init__(self, contents: _Contents, first: int) -> None:
         self._contents, self._next = contents, first
         self._descriptor: int | None = None
 
@@ -242,7 +264,7 @@ class _Writer:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _write(self, path: Path, content: memoryview, offset: int) -> None:
+    def _write(self, path: str, content: memoryview, offset: int) -> None:
         if content[0] == 0 and content.tobytes() == _ZEROS[: len(content)]:
             return  # the file has its length already: a hole reads as zeros
         if self._descriptor is None:

@@ -73,7 +73,7 @@ class OpenedBackup:
         """The raw bytes of one segment of an artifact, counted from 0; raises as `read`."""
         artifact = self.manifest.artifact(name)
         return read_segment(
-            artifact.as_written()[number],
+            artifact.segments[number].as_written(),
             number,
             bucket=self._catalog.bucket,
             place=artifact.place(self.manifest.backup),

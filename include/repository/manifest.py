@@ -28,6 +28,10 @@ class StoredSegment(Frozen):
     stored_bytes: int
     stored_sha256: str
 
+    def as_written(self) -> Segment:
+        """The segment as the pipeline reads it."""
+        return Segment(self.key, Measure(self.raw_bytes, self.raw_sha256, self.stored_bytes, self.stored_sha256))
+
 
 class Artifact(Frozen):
     """One stream of the backup: a row of segments. `attempt` is the try that wrote it."""
@@ -57,10 +61,7 @@ class Artifact(Frozen):
 
     def as_written(self) -> tuple[Segment, ...]:
         """The segments as the pipeline reads them."""
-        return tuple(
-            Segment(item.key, Measure(item.raw_bytes, item.raw_sha256, item.stored_bytes, item.stored_sha256))
-            for item in self.segments
-        )
+        return tuple(segment.as_written() for segment in self.segments)
 
 
 class Pack(Frozen):
