@@ -35,6 +35,7 @@ class Surroundings:
     configuration: Callable[[], Configuration]
     barrier: Login
     dump: Login
+    replication: Login
     scratch: Login
     restore_server: Login | None = None
 
@@ -92,7 +93,7 @@ def _keyring(found: Surroundings, policy: Policy) -> Subject:
 
 
 def _database(found: Surroundings, policy: Policy) -> Iterator[Subject]:
-    barrier, dump, scratch = found.barrier, found.dump, found.scratch
+    barrier, dump, replication, scratch = found.barrier, found.dump, found.replication, found.scratch
     yield Subject("barrier login", _rights(barrier, "barrier", database.BARRIER), door=_connection(barrier))
     yield Subject(
         "dump login",
@@ -102,10 +103,19 @@ def _database(found: Surroundings, policy: Policy) -> Iterator[Subject]:
             Check("tools", lambda: database.tools(dump())),
             Check("settings", lambda: database.settings(dump(), policy)),
             Check("references", lambda: database.references(dump(), policy)),
-            Check("replication", lambda: database.replication(dump())),
             Check("clock", lambda: clock.of_database(dump(), policy)),
         ],
         door=_connection(dump),
+    )
+    yield Subject(
+        "replication login",
+        [
+            *_rights(replication, "replication", database.REPLICATION),
+            Check("same database", lambda: database.same_database(barrier(), replication())),
+            Check("room", lambda: database.room_to_replicate(replication())),
+            Check("let in", lambda: database.lets_replicate(replication())),
+        ],
+        door=_connection(replication),
     )
     yield Subject(
         "scratch login",

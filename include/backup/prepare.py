@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from include.backup.application import Application
 from include.backup.checks import clock, database, store, worker
-from include.backup.checks.check import Facts, insist
+from include.backup.checks.check import Facts, insist, merely
 from include.policy import Policy
 from include.repository.catalog import Catalog
+from include.repository.layout import BackupType
+
+Look = Callable[[], Facts]
 
 
 def check_disk(scratch: Path, policy: Policy) -> Facts:
@@ -18,14 +22,14 @@ def check_disk(scratch: Path, policy: Policy) -> Facts:
     return insist(partial(worker.disk, scratch, policy))
 
 
-def check_permissions(application: Application, catalog: Catalog, policy: Policy) -> Facts:
+def check_permissions(application: Application, catalog: Catalog, policy: Policy, *, backup_type: BackupType) -> Facts:
     """Whether each login may do what it must, the sources can be read, and the bucket written (R4.1)."""
-    barrier, dump, bucket = application.barrier, application.dump, catalog.bucket
+    dump, bucket = application.dump, catalog.bucket
     return insist(
-        partial(database.privileges, barrier, database.BARRIER),
-        partial(database.no_more, barrier, database.AT_MOST["barrier"]),
+        *_barrier(application),
         partial(database.privileges, dump, database.DUMP),
         partial(database.no_more, dump, database.AT_MOST["dump"]),
+        *_replication(application, backup_type),
         partial(store.source, application.objects),
         partial(worker.configuration, application.configuration, policy),
         partial(store.round_trip, bucket),
@@ -33,16 +37,59 @@ def check_permissions(application: Application, catalog: Catalog, policy: Policy
     )
 
 
-def check_database(application: Application, policy: Policy) -> Facts:
-    """Whether both logins reach the same primary, its tools are here and its settings fit (R4.2)."""
+def check_database(application: Application, policy: Policy, *, backup_type: BackupType) -> Facts:
+    """Whether the logins reach the same primary, its tools are here and its settings fit (R4.2)."""
     return insist(
         partial(database.reach, application.dump),
         partial(database.same_database, application.barrier, application.dump),
         partial(database.tools, application.dump),
         partial(database.settings, application.dump, policy),
         partial(database.references, application.dump, policy),
+        *_log(application, backup_type),
         partial(clock.of_database, application.dump, policy),
     )
+
+
+def check_increment(application: Application, catalog: Catalog, policy: Policy, *, temporary: Path) -> Facts:
+    """What an hour's window needs, and no more: it comes 24 times as often as a full backup (R4.1, R4.2)."""
+    bucket = catalog.bucket
+    return insist(
+        partial(worker.disk, temporary, policy),
+        partial(database.reach, application.replication),
+        *_barrier(application),
+        *_replication(application, "incremental"),
+        partial(database.tools, application.replication),
+        *_log(application, "incremental"),
+        partial(store.source, application.objects),
+        partial(worker.configuration, application.configuration, policy),
+        partial(store.versioned, bucket),
+        partial(store.round_trip, bucket),
+        partial(worker.keyring_opens, lambda: catalog.keyring),
+    )
+
+
+def _barrier(application: Application) -> Iterator[Look]:
+    yield partial(database.privileges, application.barrier, database.BARRIER)
+    yield partial(database.no_more, application.barrier, database.AT_MOST["barrier"])
+
+
+def _replication(application: Application, backup_type: BackupType) -> Iterator[Look]:
+    """Whether the login that reads the log may, and no more; a full backup does without it."""
+    login = application.replication
+    yield _for(backup_type, partial(database.privileges, login, database.REPLICATION))
+    yield _for(backup_type, partial(database.no_more, login, database.AT_MOST["replication"]))
+
+
+def _log(application: Application, backup_type: BackupType) -> Iterator[Look]:
+    """Whether that login reaches the same database, and the log through it."""
+    login = application.replication
+    yield _for(backup_type, partial(database.same_database, application.barrier, login))
+    yield _for(backup_type, partial(database.room_to_replicate, login))
+    yield _for(backup_type, partial(database.lets_replicate, login))
+
+
+def _for(backup_type: BackupType, look: Look) -> Look:
+    return partial(merely, look) if backup_type == "full" else look
 
 
 def check_stores(application: Application, catalog: Catalog, policy: Policy) -> Facts:

@@ -59,6 +59,7 @@ def _surroundings(place: Place, connections: Connections) -> Surroundings:
         configuration=lambda: connections.configuration(load_policy().sources.configuration.connection),
         barrier=lambda: connections.login(load_policy().sources.database.barrier_connection),
         dump=lambda: connections.login(load_policy().sources.database.dump_connection),
+        replication=lambda: connections.login(load_policy().sources.database.replication_connection),
         scratch=lambda: connections.login(load_policy().sources.database.scratch_connection),
         restore_server=server if os.environ.get("PGHOST") else None,
     )

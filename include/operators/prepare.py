@@ -27,7 +27,7 @@ class VerifyPermissions(BackupStep):
         """What was found in each source."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_permissions(run.application, run.catalog, run.policy)
+        return prepare.check_permissions(run.application, run.catalog, run.policy, backup_type=self.backup_type)
 
 
 class CreateTemporaryDirectory(BackupStep):
@@ -36,6 +36,17 @@ class CreateTemporaryDirectory(BackupStep):
     def step(self, run: BackupRun) -> Facts:
         """Its path."""
         return {"scratch": str(run.scratch)}
+
+
+class PrepareIncrement(BackupStep):
+    """All of it for an increment in one process, the temporary directory last (R4.1, R4.2)."""
+
+    def step(self, run: BackupRun) -> Facts:
+        """What was found, and the directory's path."""
+        from include.backup import prepare  # noqa: PLC0415
+
+        facts = prepare.check_increment(run.application, run.catalog, run.policy, temporary=run.root)
+        return {**facts, "scratch": str(run.scratch)}
 
 
 class RemoveTemporaryDirectory(BackupStep):
@@ -56,7 +67,7 @@ class ValidateDatabase(BackupStep):
         """The server's version and the tools'."""
         from include.backup import prepare  # noqa: PLC0415
 
-        return prepare.check_database(run.application, run.policy)
+        return prepare.check_database(run.application, run.policy, backup_type=self.backup_type)
 
 
 class ValidateStores(BackupStep):

@@ -56,6 +56,7 @@ class PostgresServer(LocalServer):
             "wal_level": "replica",
             "max_wal_senders": "10",
             "max_replication_slots": "10",
+            "max_slot_wal_keep_size": "4GB",
             "fsync": "on" if durable else "off",
             **(settings or {}),
         }

@@ -29,7 +29,6 @@ from botocore.config import Config
 from include.backup import prepare
 from include.backup.application import Application
 from include.backup.checks import database
-from include.backup.checks.check import Remark
 from include.backup.consistency import stop_writes
 from include.backup.full import make_full_backup
 from include.backup.sample import named, turn_of
@@ -85,10 +84,14 @@ class Setup:
     def prepare(self) -> None:
         """The *prepare* group, step by step."""
         prepare.check_disk(self.directory, self.policy)
-        prepare.check_permissions(self.application, self.catalog(), self.policy)
-        prepare.check_database(self.application, self.policy)
+        prepare.check_permissions(self.application, self.catalog(), self.policy, backup_type="full")
+        prepare.check_database(self.application, self.policy, backup_type="full")
         prepare.check_stores(self.application, self.catalog(), self.policy)
         prepare.check_keys(self.catalog(), self.policy)
+
+    def prepare_increment(self) -> dict[str, Any]:
+        """The one task of an hour's *prepare*."""
+        return prepare.check_increment(self.application, self.catalog(), self.policy, temporary=self.directory)
 
     def create(self) -> Manifest:
         """What comes after it, as if what is wrong now had been right until then."""
@@ -463,14 +466,16 @@ def test_a_missing_grant_is_named_with_what_grants_it(
             assert grant in caplog.text
 
 
-@pytest.mark.requirement("R4.1")
-def test_a_login_that_replicates_no_more_is_a_remark(setup: Setup) -> None:
-    with (
-        without(setup.installation, "replication", "REPLICATION"),
-        pytest.raises(Remark, match="synapse_backup_replication"),
-    ):
-        database.replication(setup.application.dump)
-    assert database.replication(setup.application.dump)
+@pytest.mark.requirement("R4.1", "R1.2")
+def test_a_login_that_replicates_no_more_stops_what_needs_the_log_and_nothing_else(
+    setup: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    with without(setup.installation, "replication", "REPLICATION"):
+        setup.prepare()
+        assert "synapse_backup_replication" in caplog.text
+        assert "may not stream base backups" in caplog.text
+        refused(setup.prepare_increment, "synapse_backup_replication", "REPLICATION", hiding=setup.hidden)
+    assert setup.prepare_increment()["server"]
 
 
 @pytest.mark.requirement("R4.1")

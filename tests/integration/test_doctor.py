@@ -20,15 +20,17 @@ from include.cli.__main__ import app
 from include.cli.connections import Connections
 from include.pipeline.store import Bucket
 from include.policy import load_policy
+from include.sandbox.airflow import polls
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.settings import CONNECTION_FIELDS
-from include.sources.postgres.login import DatabaseLogin
+from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 
 ROOT = Path(__file__).parents[2]
 POLICY = load_policy()
+SOON = 10.0
 OURS = {"s3cmd", "object lock"}
 """What the sandbox lacks: a remark each."""
 
@@ -78,7 +80,8 @@ def test_a_sound_installation_is_told_so_and_nothing_is_left_behind(installation
     assert code == 0
     assert {check for _, check in bad(findings)} <= OURS
     assert {subject for subject, _ in findings} == {
-        *("policy", "tools", "disk", "keyring", "barrier login", "dump login", "scratch login"),
+        *("policy", "tools", "disk", "keyring", "barrier login", "dump login"),
+        *("replication login", "scratch login"),
         *("objects", "configuration", "primary", "replica"),
     }
     assert findings["primary", "conditional writes"]["facts"] == {"conditional_writes": True}
@@ -123,7 +126,10 @@ def test_break_glass_says_what_it_could_not_look_at(installation: Installation) 
 
     assert code == 0
     unseen = {subject for (subject, _), each in findings.items() if each["what"].startswith("Not looked at")}
-    assert unseen == {"barrier login", "dump login", "scratch login", "objects", "configuration", "replica"}
+    assert unseen == {
+        *("barrier login", "dump login", "replication login", "scratch login"),
+        *("objects", "configuration", "replica"),
+    }
     assert findings["restore server", "rights"]["verdict"] == findings["primary", "versions"]["verdict"] == "ok"
 
 
@@ -173,7 +179,7 @@ def test_a_policy_that_contradicts_itself_is_the_first_thing_told(installation: 
 def test_a_superuser_is_a_remark_and_stops_nothing(installation: Installation) -> None:
     superuser = installation.postgres.superuser.with_database(installation.dump.dbname)
 
-    for needed in (database.BARRIER, database.DUMP, database.SCRATCH):
+    for needed in (database.BARRIER, database.DUMP, database.REPLICATION, database.SCRATCH):
         assert database.privileges(superuser, needed)
     with pytest.raises(Remark, match="superuser"):
         database.no_more(superuser, database.AT_MOST["dump"])
@@ -188,6 +194,7 @@ def test_a_superuser_is_a_remark_and_stops_nothing(installation: Installation) -
         ("dump", "GRANT INSERT ON public.users TO {}", "REVOKE INSERT ON public.users FROM {}", "users"),
         ("dump", "ALTER ROLE {} RESET default_transaction_read_only",
          "ALTER ROLE {} SET default_transaction_read_only = on", "ready to write"),
+        ("replication", "ALTER ROLE {} CREATEDB", "ALTER ROLE {} NOCREATEDB", "CREATEDB"),
         ("scratch", "ALTER ROLE {} REPLICATION", "ALTER ROLE {} NOREPLICATION", "REPLICATION"),
     ],
 )  # fmt: skip
@@ -279,3 +286,55 @@ def test_an_open_bucket_needs_no_key_of_its_own(installation: Installation) -> N
     """A connection without login leaves credentials to the worker, as the hook does."""
     plain = Connections.read(None, {"AIRFLOW_CONN_X": '{"conn_type": "aws"}'})
     assert plain.bucket("x", called="some", region="eu-west-1").name == "some"
+
+
+@contextmanager
+def slots_of_others(installation: Installation, count: int) -> Iterator[None]:
+    names = [f"somebody_elses_{number}" for number in range(count)]
+    with installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+        try:
+            for name in names:
+                session.execute("SELECT pg_create_physical_replication_slot(%s)", [name])
+            yield
+        finally:
+            session.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = ANY(%s)",
+                [names],
+            )
+
+
+@pytest.mark.requirement("R4.1", "R1.2", "R1.3")
+def test_a_server_without_room_for_our_slots_is_named(installation: Installation) -> None:
+    login = installation.replication
+    free = database.room_to_replicate(login)["slots_free"]
+    with slots_of_others(installation, free), pytest.raises(NotReady, match="has 0 replication slots free") as told:
+        database.room_to_replicate(login)
+    assert "max_replication_slots" in told.value.mend
+    with slots_of_others(installation, free - 4):
+        assert database.room_to_replicate(login)["slots_free"] == 4
+
+
+@pytest.mark.requirement("R4.1", "R1.2", "R1.3")
+def test_a_server_that_lets_nobody_replicate_is_named(installation: Installation) -> None:
+    login, rules = installation.replication, installation.postgres.data / "pg_hba.conf"
+    before = rules.read_text()
+    others = "\n".join(line for line in before.splitlines() if "replication" not in line)
+    assert database.lets_replicate(login)["system"].isdigit()
+    try:
+        rules.write_text(f"{others}\n")
+        reload(installation)
+        for _ in polls(SOON, "the server to read its rules"):
+            try:
+                database.lets_replicate(login)
+            except DatabaseUnreachable as told:
+                assert "pg_hba.conf" in told.mend
+                break
+        assert database.reach(login)  # the database itself lets it in
+    finally:
+        rules.write_text(before)
+        reload(installation)
+
+
+def reload(installation: Installation) -> None:
+    with installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute("SELECT pg_reload_conf()")

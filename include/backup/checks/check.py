@@ -77,6 +77,14 @@ def insist(*looks: Callable[[], Facts]) -> Facts:
     return facts
 
 
+def merely(look: Callable[[], Facts]) -> Facts:
+    """A check of something that this backup does without: whatever it finds wrong is a remark."""
+    try:
+        return look()
+    except BackupError as trouble:
+        raise Remark(trouble.what, mend=trouble.mend) from None
+
+
 def examine(subjects: Iterable[Subject]) -> list[Finding]:
     """Run every check of every subject, subjects side by side, and tell each; nothing that a check meets is raised."""
     with ThreadPoolExecutor(SUBJECTS_AT_ONCE, thread_name_prefix="doctor") as pool:

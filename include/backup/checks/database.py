@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 GRANTS = "include/sources/postgres/grants.sql"
 OLDEST, NEWEST = 15, 18
 """The versions of PostgreSQL that are supported."""
-REPLICATION_LOGIN = "synapse_backup_replication"
+_SLOTS = 4  # the anchor; a copy each for a snapshot, an increment and the stream
+_SENDERS = 4  # a base backup, and those three's pg_receivewal but the anchor's
 _OTHER_SESSIONS = 4  # the barrier's, the snapshot's, the one that names blockers, pg_dumpall's
 
 # Application relations, as `relations.py` lists them, that the session's user lacks a privilege on.
@@ -131,6 +132,9 @@ DUMP = (
         essential=False,
     ),
 )
+REPLICATION = (
+    Privilege("stream base backups and the log", _ATTRIBUTE.format("rolreplication"), "ALTER ROLE {} REPLICATION"),
+)
 SCRATCH = (
     Privilege("make databases to restore samples into", _ATTRIBUTE.format("rolcreatedb"), "ALTER ROLE {} CREATEDB"),
 )
@@ -157,6 +161,7 @@ class Most:
 AT_MOST = {
     "barrier": Most(roles=_MONITOR | {"pg_write_all_data"}),
     "dump": Most(attributes=frozenset({"rolbypassrls"}), roles=frozenset({"pg_read_all_data", "pg_read_all_settings"})),
+    "replication": Most(attributes=frozenset({"rolreplication"}), read_only=False),
     "scratch": Most(attributes=frozenset({"rolcreatedb"}), read_only=False),
 }
 
@@ -184,6 +189,15 @@ _SETTINGS = """
         current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
             - coalesce(current_setting('reserved_connections', true)::int, 0)
             - (SELECT sum(numbackends)::int FROM pg_stat_database WHERE datid <> 0)
+"""
+# Ours count as free: they are what is asked for. Not everybody sees who is connected, and everybody sees how many.
+_ROOM = """
+    SELECT current_setting('wal_level'),
+        current_setting('max_replication_slots')::int
+            - (SELECT count(*)::int FROM pg_replication_slots WHERE NOT starts_with(slot_name, 'synapse_backup_')),
+        current_setting('max_wal_senders')::int
+            - (SELECT count(*)::int FROM pg_stat_replication WHERE usesysid <> current_user::regrole),
+        (SELECT setting::int FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 """
 _TIMEOUTS = """
     SELECT name, setting FROM pg_settings
@@ -333,18 +347,49 @@ def references(login: DatabaseLogin, policy: Policy) -> Facts:
     return {"references": len(statements)}
 
 
-def replication(login: DatabaseLogin) -> Facts:
-    """Whether the login for base backups and WAL is there; a full backup needs none."""
-    with _session(login) as session:
-        found = session.execute(
-            "SELECT rolreplication AND rolcanlogin FROM pg_roles WHERE rolname = %s", [REPLICATION_LOGIN]
-        ).fetchone()
-    remark(
-        found != (True,),
-        f"{REPLICATION_LOGIN} does not exist or may not replicate: there can be no base backups and no WAL.",
-        mend=f"Run {GRANTS} as a superuser.",
+def lets_replicate(login: DatabaseLogin) -> Facts:
+    """Whether the server lets the login into the pseudo-database `replication`, too (R1.2, R1.3).
+
+    pg_hba.conf's `all` does not mean it
+    (https://www.postgresql.org/docs/current/auth-pg-hba-conf.html).
+    """
+    with login.connect(application_name="synapse-backups", autocommit=True, replication=True) as session:
+        found = session.pgconn.exec_(b"IDENTIFY_SYSTEM")
+        system = (found.get_value(0, 0) or b"").decode()
+    demand(
+        bool(system),
+        f"The server does not speak the replication protocol with {login}.",
+        mend="Connect to the server itself: a connection pooler between does not pass replication on.",
     )
-    return {"login": REPLICATION_LOGIN}
+    return {"system": system}
+
+
+def room_to_replicate(login: DatabaseLogin) -> Facts:
+    """Whether the log has all that recovery needs, and slots and senders are free for it (R1.2, R1.3)."""
+    with _session(login) as session:
+        wal_level, slots, senders, keeps = _row(session, _ROOM)
+    demand(
+        wal_level in ("replica", "logical"),
+        f"wal_level of {login} is {wal_level}: its log is not enough to recover from.",
+        mend="Set wal_level to replica in postgresql.conf and restart the server.",
+    )
+    for free, wanted, what, setting in (
+        (slots, _SLOTS, "replication slots", "max_replication_slots"),
+        (senders, _SENDERS, "WAL senders", "max_wal_senders"),
+    ):
+        demand(
+            free >= wanted,
+            f"The server of {login} has {free} {what} free for us, and a snapshot beside an increment and the stream "
+            f"takes {wanted}.",
+            mend=f"Raise {setting} in postgresql.conf and restart the server; or drop a slot that nobody uses "
+            "(pg_replication_slots).",
+        )
+    remark(
+        keeps < 0,
+        f"max_slot_wal_keep_size of {login} has no limit: while backups stand still, the log fills the server's disk.",
+        mend="Set max_slot_wal_keep_size to what the disk can spare, at least some hours of log, and reload.",
+    )
+    return {"slots_free": slots, "senders_free": senders, "keeps_mb": keeps}
 
 
 @contextmanager
