@@ -9,6 +9,8 @@ from include.repository.manifest import Manifest
 
 def summary(manifest: Manifest) -> dict[str, Any]:
     """The facts of a backup that reports and people want, small enough for an XCom."""
+    wal = manifest.wal
+    log = {"log": f"{wal.start_lsn} to {wal.end_lsn}, {len(wal.files)} files"} if wal else {}
     raw, stored = manifest.raw_bytes, manifest.stored_bytes
     seconds = manifest.cost.milliseconds / 1000
     return {
@@ -28,4 +30,5 @@ def summary(manifest: Manifest) -> dict[str, Any]:
         "commit": manifest.consistency_point.configuration_commit,
         "peak_memory_bytes": manifest.cost.peak_memory_bytes,
         "warnings": len(manifest.warnings),
+        **log,
     }

@@ -16,7 +16,20 @@ from typing import Literal
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-Kind = Literal["success_report", "error_alert", "status_update", "channel_broken"]
+Kind = Literal[
+    "success_report",
+    "error_alert",
+    "status_update",
+    "channel_broken",
+    "recovered",
+    "recovery_failed",
+    "recovery_refused",
+]
+_HEARD_BY: dict[Kind, Kind] = {
+    "recovered": "success_report",
+    "recovery_failed": "error_alert",
+    "recovery_refused": "status_update",
+}
 SYSTEM = "[Synapse backups]"
 LONGEST_WHAT = 600
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -25,6 +38,9 @@ _COLOURS: dict[Kind, str] = {
     "error_alert": "#b3261e",
     "status_update": "#33608c",
     "channel_broken": "#9a5b00",
+    "recovered": "#1a7f37",
+    "recovery_failed": "#b3261e",
+    "recovery_refused": "#33608c",
 }
 # PostgreSQL quotes rows, statements and keys in these: data of the database does not leave the house.
 _QUOTING = re.compile(r"\b(?:DETAIL|CONTEXT|QUERY|STATEMENT):.*")
@@ -87,6 +103,11 @@ class Message:
     def for_chat(self) -> tuple[str, str]:
         """Subject and text in which nobody is mentioned, and no link hides behind other words."""
         return _disarmed(self.subject), _disarmed(self.text)
+
+
+def heard_by(kind: Kind) -> Kind:
+    """The kind of the policy whose recipients hear of this one: who hears of backups hears of recoveries."""
+    return _HEARD_BY.get(kind, kind)
 
 
 def one_line(value: object) -> object:

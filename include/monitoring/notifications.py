@@ -20,7 +20,7 @@ from typing import Literal, Protocol
 from urllib.parse import unquote
 
 from include.errors import BackupError
-from include.monitoring.messages import Failure, Kind, Message, Notification
+from include.monitoring.messages import Failure, Kind, Message, Notification, heard_by
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Channel:
         result = sender.notify(
             title=subject,
             body=text,
-            notify_type=kinds.get(message.kind, "info"),
+            notify_type=kinds.get(heard_by(message.kind), "info"),
             body_format=apprise.NotifyFormat.TEXT,
             timeout=DEADLINE,
         )
@@ -152,7 +152,7 @@ class Notifier:
 
         Raises nothing.
         """
-        recipients = tuple(self.recipients.get(notification.kind, ()))
+        recipients = tuple(self.recipients.get(heard_by(notification.kind), ()))
         delivery = self._tell(notification, recipients)
         if delivery.untold and delivery.told:
             troubles = tuple(
@@ -170,7 +170,7 @@ class Notifier:
 
     def _tell(self, notification: Notification, recipients: Sequence[str]) -> Delivery:
         message = notification.message()
-        log.log(_LEVELS[notification.kind], "%s\n%s", message.subject, message.text)
+        log.log(_LEVELS[heard_by(notification.kind)], "%s\n%s", message.subject, message.text)
         by_way: dict[str, list[str]] = {}
         for recipient in recipients:
             by_way.setdefault(MAIL if "@" in recipient else recipient, []).append(recipient)

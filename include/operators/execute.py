@@ -45,6 +45,48 @@ class MakeFullBackup(BackupStep):
         return summary(manifest)
 
 
+class MakeSnapshot(BackupStep):
+    """Copy the whole cluster as it runs, take the consistency point, and the log up to it (R1.3, R4.3, R4.4)."""
+
+    ui_color = "#cfe3d4"
+
+    def step(self, run: BackupRun) -> Facts:
+        """The summary of the committed backup."""
+        from include.backup.snapshot import make_snapshot  # noqa: PLC0415
+        from include.backup.summary import summary  # noqa: PLC0415
+
+        manifest = make_snapshot(
+            run.backup,
+            slot=run.slot,
+            application=run.application,
+            catalog=run.catalog,
+            policy=run.policy,
+            scratch=run.scratch,
+        )
+        return summary(manifest)
+
+
+class MakeIncrement(BackupStep):
+    """Everything since the last window: the log, the objects that changed, new commits (R1.2, R4.3, R4.4)."""
+
+    ui_color = "#cfe3d4"
+
+    def step(self, run: BackupRun) -> Facts:
+        """The summary of the committed window."""
+        from include.backup.increment import make_increment  # noqa: PLC0415
+        from include.backup.summary import summary  # noqa: PLC0415
+
+        manifest = make_increment(
+            run.backup,
+            slot=run.slot,
+            application=run.application,
+            catalog=run.catalog,
+            policy=run.policy,
+            scratch=run.scratch,
+        )
+        return summary(manifest)
+
+
 class ResumeWrites(BackupStep):
     """Prove that no session of this run stops writes any more (R4.3), ending one that does; tell the measured stop."""
 

@@ -1,6 +1,7 @@
-"""The task groups that the backup DAGs share: prepare, verify and report; *execute* takes the creation of its type.
+"""The task groups that the backup DAGs share: prepare, execute with the creation of its type, verify, and report.
 
-Each returns its tasks, for the DAG file to say what comes after what.
+Each returns its tasks, for the DAG file to say what comes after what. What comes hourly has fewer tasks: each costs a
+second of a worker, so *prepare* and *verify* are one each there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from include.operators.execute import ResumeWrites, StopWrites
 from include.operators.prepare import (
     CheckDiskSpace,
     CreateTemporaryDirectory,
+    PrepareIncrement,
     RemoveTemporaryDirectory,
     ValidateDatabase,
     ValidateKeys,
@@ -22,7 +24,7 @@ from include.operators.prepare import (
     VerifyPermissions,
 )
 from include.operators.report import WATCHER, AlertError, Delivered, ReportStatus, ReportSuccess, Watcher
-from include.operators.verify import RestoreSample, ValidateSizes, VerifyIntegrity
+from include.operators.verify import RestoreSample, StartCluster, ValidateSizes, VerifyIntegrity
 
 if TYPE_CHECKING:
     from include.operators.step import BackupStep
@@ -34,7 +36,7 @@ LONG = timedelta(hours=4)
 
 @dataclass(frozen=True)
 class Prepare:
-    """*prepare*: `group`, and in it the set-up whose teardown removes the temporary directory."""
+    """*prepare*: `group`, and in it the set-up whose teardown removes the temporary directory, when it made one."""
 
     group: TaskGroup
     create_temporary_directory: BackupStep
@@ -51,7 +53,7 @@ class Execute:
 
 @dataclass(frozen=True)
 class Verify:
-    """*verify*: three proofs, side by side."""
+    """*verify*: the proofs of its type, side by side."""
 
     group: TaskGroup
     proofs: tuple[BackupStep, ...]
@@ -79,7 +81,7 @@ def prepare(backup_type: BackupType) -> Prepare:
             ValidateDatabase(
                 task_id="database_connection",
                 backup_type=backup_type,
-                doc_md="**R4.2** Both logins reach the same primary, and PostgreSQL's tools fit it.",
+                doc_md="**R4.2** The logins reach the same primary, and PostgreSQL's tools and settings fit.",
             )
             ValidateStores(
                 task_id="s3_access",
@@ -93,6 +95,18 @@ def prepare(backup_type: BackupType) -> Prepare:
             )
         [disk, permissions, directory] >> validate
     return Prepare(group, directory)
+
+
+def prepare_increment() -> Prepare:
+    """R4.1 and R4.2 in one task, for what an increment needs: the same checks, and no more of them."""
+    with TaskGroup("prepare", tooltip="R4.1 preparation, R4.2 validations") as group:
+        check = PrepareIncrement(
+            task_id="check_and_make_room",
+            backup_type="incremental",
+            doc_md="**R4.1, R4.2** Disk, permissions, database, stores and keys; then the run's temporary directory, "
+            "mode 0700. Removed at the end, whatever happens.",
+        )
+    return Prepare(group, check)
 
 
 def execute(backup_type: BackupType, creation: type[BackupStep], *, timeout: timedelta) -> Execute:
@@ -122,30 +136,46 @@ def execute(backup_type: BackupType, creation: type[BackupStep], *, timeout: tim
 
 
 def verify(backup_type: BackupType) -> Verify:
-    """R4.5: three proofs; a record of each is kept beside the backup, and one that fails takes it out of every plan."""
+    """R4.5: a record of each proof is kept beside the backup, and one that fails takes it out of every plan."""
     with TaskGroup("verify", tooltip="R4.5 integrity, sizes, sample restore") as group:
-        proofs = (
-            VerifyIntegrity(
-                task_id="integrity",
-                backup_type=backup_type,
-                execution_timeout=LONG,
-                doc_md="**R4.5** Every artifact and object is read back, decrypted and compared with the manifest.",
-            ),
-            ValidateSizes(
-                task_id="sizes",
-                backup_type=backup_type,
-                doc_md="**R4.5** The sizes fit the source: every row and object has its bytes. Nothing is suddenly "
-                "less than in the last backups; when that is right, `python -m include.cli accept` says so.",
-            ),
-            RestoreSample(
-                task_id="sample_restore",
-                backup_type=backup_type,
-                execution_timeout=LONG,
-                doc_md="**R4.5** One component, another each day, is restored into a scratch place and compared with "
-                "the source as it was.",
-            ),
+        integrity = VerifyIntegrity(
+            task_id="integrity",
+            backup_type=backup_type,
+            execution_timeout=LONG,
+            doc_md="**R4.5** Every artifact, object and segment of the log is read back, decrypted and compared with "
+            "the manifest.",
         )
+        proofs: tuple[BackupStep, ...] = (integrity,)
+        if backup_type != "incremental":
+            proofs = (integrity, _validate_sizes(backup_type), _restore(backup_type))
     return Verify(group, proofs)
+
+
+def _validate_sizes(backup_type: BackupType) -> BackupStep:
+    return ValidateSizes(
+        task_id="sizes",
+        backup_type=backup_type,
+        doc_md="**R4.5** The sizes fit the source: every row and object has its bytes. Nothing is suddenly "
+        "less than in the last backups; when that is right, `python -m include.cli accept` says so.",
+    )
+
+
+def _restore(backup_type: BackupType) -> BackupStep:
+    if backup_type == "snapshot":
+        return StartCluster(
+            task_id="start",
+            backup_type=backup_type,
+            execution_timeout=LONG,
+            doc_md="**R4.5** The whole cluster is unpacked, proved by `pg_verifybackup`, recovered to the consistency "
+            "point in a private directory, walked by `pg_amcheck`, and every table compared with the source as it was.",
+        )
+    return RestoreSample(
+        task_id="sample_restore",
+        backup_type=backup_type,
+        execution_timeout=LONG,
+        doc_md="**R4.5** One component, another each day, is restored into a scratch place and compared with "
+        "the source as it was.",
+    )
 
 
 def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verified: Verify) -> None:
@@ -157,12 +187,6 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
         doc_md="**R4.1** Runs whatever happened.",
     ).as_teardown(setups=prepared.create_temporary_directory, on_failure_fail_dagrun=False)
     with TaskGroup("report", tooltip="R4.6 status update, success report, error alert"):
-        status = ReportStatus(
-            task_id="status_update",
-            backup_type=backup_type,
-            made_by=made_by,
-            doc_md="**R4.6** The backup is made, and is being verified.",
-        )
         success = ReportSuccess(
             task_id="success_report",
             backup_type=backup_type,
@@ -175,7 +199,16 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
             backup_type=backup_type,
             doc_md="**R4.6** Which task failed, what happened, how to mend it. Sent at the first failure.",
         )
-        reports: list[BackupStep] = [status, success, alert]
+        reports: list[BackupStep] = [success, alert]
+        if backup_type != "incremental":  # its success report follows within seconds
+            status = ReportStatus(
+                task_id="status_update",
+                backup_type=backup_type,
+                made_by=made_by,
+                doc_md="**R4.6** The backup is made, and is being verified.",
+            )
+            executed.create >> status
+            reports = [status, *reports]
         (
             Delivered(
                 task_id="delivered",
@@ -188,7 +221,6 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
         task_id=WATCHER,
         doc_md="Fails, and the run with it, when work *or* a teardown failed. A failed teardown alone would not.",
     )
-    executed.create >> status
     teardowns = [executed.resume_writes, remove]
     verified.group >> remove
     [*verified.proofs, *teardowns] >> success

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, TriggerRule
@@ -12,14 +13,15 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.errors import BackupError
 from include.operators.places import run_url, runbook_url
-from include.operators.step import CHECK_TIMEOUT, ERROR, BackupStep, Facts
+from include.operators.step import CHECK_TIMEOUT, ERROR, BackupStep, Facts, Step
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.monitoring.messages import Notification
+    from include.monitoring.messages import Failure, Notification
     from include.monitoring.notifications import Way
     from include.operators.run import BackupRun
+    from include.policy import Policy
 
 NOTIFICATIONS = "synapse_notifications"
 WATCHER = "watcher"
@@ -29,43 +31,36 @@ UNEXPLAINED = {
 }
 
 
-class Report(BackupStep):
+class Teller(Step):
     """A step that tells people something: in the log, by mail, and over the channels that the policy names.
 
-    Telling never fails a backup: who could not be told is a warning in the log and in the XCom, and makes `Delivered`
-    red.
+    Telling never fails what it tells of: who could not be told is a warning in the log and in the XCom, and makes
+    `Delivered` red.
 
     :param connection: the Airflow connection of type `smtp` that mails go through. (templated)
     """
 
-    template_fields: Sequence[str] = (*BackupStep.template_fields, "connection")
+    template_fields: Sequence[str] = (*Step.template_fields, "connection")
     ui_color = "#f7f1de"
 
     def __init__(self, *, connection: str = NOTIFICATIONS, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.connection = connection
 
-    def _take(self, context: Context) -> Facts:
-        self._context = context
-        return super()._take(context)
-
-    def step(self, run: BackupRun) -> Facts:
-        """Who was told, and why the others were not."""
+    def tell(self, policy: Policy, words: Callable[[], Notification]) -> Facts:
+        """Tell everybody whom the policy names for this kind; returns who was told, and why the others were not."""
+        from include.monitoring.messages import heard_by  # noqa: PLC0415
         from include.monitoring.notifications import Notifier  # noqa: PLC0415
 
-        recipients = run.policy.notifications.model_dump()
+        recipients = policy.notifications.model_dump()
         try:
-            notification = self.notification(run, self._context)
-            ways = self._ways(recipients[notification.kind])
+            notification = words()
+            ways = self._ways(recipients[heard_by(notification.kind)])
             delivery = Notifier(recipients, ways).send(notification)
-        except Exception as error:  # whatever it is, the backup is as good as it was
+        except Exception as error:  # whatever it is, what it was to tell of is as good as it was
             self.log.exception("Nobody was told.")
             return {"told": [], "untold": {"everybody": f"{type(error).__name__}: {error}"}}
         return {"told": list(delivery.told), "untold": dict(delivery.untold)}
-
-    @abstractmethod
-    def notification(self, run: BackupRun, context: Context) -> Notification:
-        """What there is to tell."""
 
     def _ways(self, recipients: Sequence[str]) -> dict[str, Way | BackupError]:
         """How each recipient is reached; what is wrong with a connection stands in the place of its way."""
@@ -79,6 +74,22 @@ class Report(BackupStep):
             except BackupError as error:
                 ways[name] = error
         return ways
+
+
+class Report(Teller, BackupStep):
+    """What is told of a backup."""
+
+    def _take(self, context: Context) -> Facts:
+        self._context = context
+        return super()._take(context)
+
+    def step(self, run: BackupRun) -> Facts:
+        """Who was told, and why the others were not."""
+        return self.tell(run.policy, partial(self.notification, run, self._context))
+
+    @abstractmethod
+    def notification(self, run: BackupRun, context: Context) -> Notification:
+        """What there is to tell."""
 
     def _about_the_run(self, run: BackupRun, context: Context) -> dict[str, object]:
         """Who asked for the run, the note that they gave it, and when the next one comes by itself."""
@@ -107,7 +118,7 @@ class ReportStatus(Report):
         from include.monitoring.messages import Notification  # noqa: PLC0415
 
         facts = told(_facts_of(context, self.made_by)) | self._about_the_run(run, context)
-        return Notification("status_update", str(run.backup), facts, links=_links(context))
+        return Notification("status_update", str(run.backup), facts, links=links_of(context))
 
 
 class ReportSuccess(Report):
@@ -128,7 +139,7 @@ class ReportSuccess(Report):
 
         proofs = {task.rpartition(".")[2]: _line(_facts_of(context, task)) for task in self.proved_by}
         facts = told(_facts_of(context, self.made_by)) | proofs | self._about_the_run(run, context)
-        return Notification("success_report", str(run.backup), facts, links=_links(context))
+        return Notification("success_report", str(run.backup), facts, links=links_of(context))
 
 
 class AlertError(Report):
@@ -139,16 +150,11 @@ class AlertError(Report):
 
     def notification(self, run: BackupRun, context: Context) -> Notification:
         """Each task of the run that has failed until now, with its error as the step left it."""
-        from include.monitoring.messages import Failure, Notification  # noqa: PLC0415
+        from include.monitoring.messages import Notification  # noqa: PLC0415
 
-        ti = context["ti"]
-        states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
-        failures = []
-        for task in sorted(task for task, state in states.items() if state == "failed" and task != WATCHER):
-            error = ti.xcom_pull(task_ids=task, key=ERROR) or UNEXPLAINED
-            failures.append(Failure(task, error["what"], error["mend"]))
-        links = _links(context, failures[0].task if failures else "")
-        return Notification("error_alert", str(run.backup), self._about_the_run(run, context), tuple(failures), links)
+        failures = failures_of(context)
+        links = links_of(context, failures[0].task if failures else "")
+        return Notification("error_alert", str(run.backup), self._about_the_run(run, context), failures, links)
 
 
 class Delivered(BaseOperator):
@@ -201,10 +207,12 @@ def told(summary: Mapping[str, Any]) -> dict[str, str]:
     seconds = summary["seconds"]
     speed = f", {summary['bytes_per_second'] / 1e6:.1f} MB/s" if summary.get("bytes_per_second") else ""
     ratio = f" ({summary['ratio']} times smaller)" if summary.get("ratio") else ""
-    return {
+    tables = f"{summary['tables']} tables, {summary['rows']:,} rows" if summary["tables"] is not None else ""
+    told = {
         "backup": f"{summary['id']}, attempt {summary['attempt']}",
         "as of": str(summary["consistency_point"]),
-        "database": f"{summary['tables']} tables, {summary['rows']:,} rows",
+        "database": tables,
+        "log": summary.get("log", ""),
         "objects": f"{summary['objects']:,}",
         "configuration": f"commit {summary['commit']}",
         "size": f"{summary['raw_bytes'] / 1e6:,.1f} MB, stored {summary['stored_bytes'] / 1e6:,.1f} MB{ratio}",
@@ -212,9 +220,10 @@ def told(summary: Mapping[str, Any]) -> dict[str, str]:
         "write stop": f"{summary['write_stop_ms']} ms, locks held {summary['locks_held_ms']} ms",
         "warnings": f"{summary['warnings']}",
     }
+    return {name: value for name, value in told.items() if value}
 
 
-def _links(context: Context, task: str = "") -> dict[str, str]:
+def links_of(context: Context, task: str = "") -> dict[str, str]:
     """The run (or its failed task) and the runbook, as far as Airflow knows its own address."""
     ti = context["ti"]
     links = {
@@ -222,6 +231,19 @@ def _links(context: Context, task: str = "") -> dict[str, str]:
         "What to do about it" if task else "The runbook": runbook_url(ti.dag_id, task),
     }
     return {name: url for name, url in links.items() if url}
+
+
+def failures_of(context: Context) -> tuple[Failure, ...]:
+    """Each task of the run that has failed until now, with its error as the step left it."""
+    from include.monitoring.messages import Failure  # noqa: PLC0415
+
+    ti = context["ti"]
+    states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
+    failures = []
+    for task in sorted(task for task, state in states.items() if state == "failed" and task != WATCHER):
+        error = ti.xcom_pull(task_ids=task, key=ERROR) or UNEXPLAINED
+        failures.append(Failure(task, error["what"], error["mend"]))
+    return tuple(failures)
 
 
 def _facts_of(context: Context, task: str) -> Facts:

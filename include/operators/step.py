@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from include.errors import BackupError
 
@@ -35,7 +35,8 @@ class Step(BaseOperator):
     """One step of any DAG. Its XCom is a small dict of facts.
 
     A `BackupError` is logged as what happened and how to mend it. One that another try cannot mend (a missing
-    connection, a keyring, the policy) fails the task at once; any other is tried again.
+    connection, a keyring, the policy) fails the task at once; any other is tried again. A slot that another backup
+    covers is *adopted*: there is nothing to do, so that the task is skipped, and the run green.
 
     :param scratch_root: where temporary directories go; empty for `BACKUP_SCRATCH` or Airflow's home. (templated)
     """
@@ -52,6 +53,9 @@ class Step(BaseOperator):
         try:
             return self._take(context)
         except BackupError as error:
+            if isinstance(error, _adopted()):
+                self.log.info("ADOPTED: %s", error.what)
+                raise AirflowSkipException(error.what) from error
             self.log.error("WHAT HAPPENED: %s", error.what)
             self.log.error("HOW TO MEND IT: %s", error.mend)
             context["ti"].xcom_push(key=ERROR, value={"what": error.what, "mend": error.mend})
@@ -87,6 +91,12 @@ class BackupStep(Step):
         return self.step(BackupRun(backup, slot, scratch_root=self.scratch_root))
 
 
+def _adopted() -> type[BackupError]:
+    from include.backup.adoption import Adopted  # noqa: PLC0415
+
+    return Adopted
+
+
 def _hopeless() -> tuple[type[BackupError], ...]:
     """Errors that no other try can mend. Looked up only when one was raised: their modules are the engine.
 
@@ -98,11 +108,18 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.operators.slots import NoSlot  # noqa: PLC0415
     from include.pipeline.keys import KeyringError  # noqa: PLC0415
     from include.policy import PolicyError  # noqa: PLC0415
+    from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
+    from include.repository.ledger import GapDeclared  # noqa: PLC0415
     from include.repository.manifest import ManifestRefused  # noqa: PLC0415
     from include.sources.postgres.tools import ToolsMissing  # noqa: PLC0415
 
     return (
         NotReady,
+        ClusterChanged,
+        GapDeclared,
+        NoBase,
+        OldPrimary,
+        ServerBehind,
         SizeSuspect,
         ConnectionUnusable,
         NoSlot,

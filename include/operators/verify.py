@@ -49,3 +49,14 @@ class RestoreSample(BackupStep):
             source=bucket(sources.objects.connection),
             scratch=run.scratch,
         )
+
+
+class StartCluster(BackupStep):
+    """Recover a snapshot to its consistency point in a private place, look through it, and compare it (R4.5)."""
+
+    def step(self, run: BackupRun) -> Facts:
+        """How much was recovered, how long it took, and what was compared."""
+        from include.backup import verify  # noqa: PLC0415
+
+        manifest = run.catalog.get(run.backup)
+        return verify.prove_start(run.catalog, manifest, run.policy, scratch=run.scratch)

@@ -123,12 +123,19 @@ class Compliance(Section):
 
 
 class Recovery(Section):
-    """R5.4 and R5.5. `rpo_alert` comes before the database's RPO is missed; `rpo_files` is the files' worst case."""
+    """R5.4 and R5.5. `rpo_alert` comes before the database's RPO is missed; `rpo_files` is the files' worst case.
+
+    Recovered objects go to `objects_connection`; over what is live through the other two, which need not exist until
+    they are needed.
+    """
 
     rto: Duration
     rpo: Duration
     rpo_alert: Duration
     rpo_files: Duration
+    objects_connection: Text
+    live_database_connection: Text
+    live_objects_connection: Text
 
     @field_validator("rpo_alert")
     @classmethod

@@ -27,7 +27,7 @@ from include.sources.postgres.login import DatabaseLogin
 
 GRANTS = Path(postgres_source.__file__).with_name("grants.sql")
 POLL_SECONDS, SETTLED_WITHIN = 0.05, 10.0
-FILES, BACKUPS, REPLICA = "synapse-files", "synapse-backups", "synapse-backups-dr"
+FILES, BACKUPS, REPLICA, RECOVERED = "synapse-files", "synapse-backups", "synapse-backups-dr", "synapse-recovered"
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Installation:
     keyring: Path
     backups: str
     replica_backups: str
+    recovered: str
 
     @classmethod
     def make(
@@ -84,6 +85,7 @@ class Installation:
             keyring=keyring,
             backups=primary.create_bucket(BACKUPS + suffix),
             replica_backups=replica.create_bucket(REPLICA + suffix),
+            recovered=primary.create_bucket(RECOVERED + suffix),
         )
         made.settle()
         return made
@@ -125,6 +127,9 @@ class Installation:
             "synapse_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_backups_primary": _aws(self.primary, self.backups),
             "synapse_backups_replica": _aws(self.replica, self.replica_backups),
+            "synapse_recovery_objects": _aws(self.primary, self.recovered),
+            "synapse_live_database": _postgres(self.postgres.superuser),
+            "synapse_live_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_configuration": {"conn_type": "git", "host": str(self.synapse.configuration)},
         }
 

@@ -49,10 +49,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[s
 
 
 @pytest.mark.requirement("R9")
-@pytest.mark.parametrize(("dag", "tasks"), [("full_backup", 10), ("storage_lifecycle", 1)])
-def test_every_task_has_its_section(told: dict[str, dict[str, dict[str, str]]], dag: str, tasks: int) -> None:
+@pytest.mark.parametrize("dag", sorted(path.stem for path in (ROOT / "dags").glob("*.py")))
+def test_every_task_has_its_section(told: dict[str, dict[str, dict[str, str]]], dag: str) -> None:
     links = told["links"][dag]
-    assert len(links) >= tasks
+    assert links
     sections = re.findall(r'<h3 id="([^"]+)">', str(told["pages"][dag]))
     assert sorted(links) == sorted(sections)
     for task, link in links.items():

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from include.monitoring.messages import Failure, Kind, Notification
+from include.monitoring.messages import Failure, Kind, Notification, heard_by
 
 BACKUP = "full-20261122T000000Z"
 FACTS = {"size": "126.9 MB, stored 86.1 MB", "duration": "11.6 s", "rows": 210_006}
@@ -50,6 +50,9 @@ class Tags(HTMLParser):
         ("status_update", f"[Synapse backups] {BACKUP} is made and is being verified"),
         ("error_alert", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
         ("channel_broken", f"[Synapse backups] {BACKUP}: NOT everybody could be told"),
+        ("recovered", f"[Synapse backups] {BACKUP} is done"),
+        ("recovery_failed", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
+        ("recovery_refused", f"[Synapse backups] {BACKUP} was not carried out"),
     ],
 )
 def test_the_subject_says_it_on_a_phone(kind: Kind, subject: str) -> None:
@@ -57,7 +60,17 @@ def test_the_subject_says_it_on_a_phone(kind: Kind, subject: str) -> None:
 
 
 def test_every_kind_has_its_words() -> None:
-    assert len({made(kind).message().subject for kind in get_args(Kind)}) == len(get_args(Kind)) == 4
+    leads = {made(kind).message().text.splitlines()[0] for kind in get_args(Kind)}
+    assert len(leads) == len(get_args(Kind))
+
+
+@pytest.mark.requirement("R4.6")
+def test_who_hears_of_backups_hears_of_recoveries() -> None:
+    assert {kind: heard_by(kind) for kind in get_args(Kind) if heard_by(kind) != kind} == {
+        "recovered": "success_report",
+        "recovery_failed": "error_alert",
+        "recovery_refused": "status_update",
+    }
 
 
 @pytest.mark.requirement("R4.6")

@@ -38,8 +38,16 @@ def test_our_file_holds_every_connection_that_the_policy_names(filled: Path) -> 
         policy.sources.configuration.connection,
         policy.storage.primary.connection,
         policy.storage.replica.connection,
+        policy.recovery.objects_connection,
     }
     assert named | {"synapse_notifications"} == set(read_settings(filled).connections)
+
+
+def test_what_only_a_recovery_over_the_live_needs_is_named_and_not_kept(filled: Path) -> None:
+    recovery = load_policy().recovery
+    for name in (recovery.live_database_connection, recovery.live_objects_connection):
+        assert f"# - conn_id: {name} " in OURS.read_text()
+        assert name not in read_settings(filled).connections
 
 
 def test_our_file_holds_no_secret() -> None:

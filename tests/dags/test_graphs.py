@@ -1,0 +1,270 @@
+"""The DAG files: they are read fast, and their graphs are the runbooks' (R1, R4, R5)."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
+ROOT = Path(__file__).parents[2]
+DAGS = ROOT / "dags"
+IMPORT_LIMIT = 0.5
+# Run in a process of its own: Airflow configures itself, and the logging of whoever imports it, when it is imported.
+DESCRIBE = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+def told(task):
+    return {
+        "up": sorted(task.upstream_task_ids), "down": sorted(task.downstream_task_ids),
+        "rule": str(task.trigger_rule.value), "setup": task.is_setup,
+        "teardown": task.is_teardown, "fails_run": task.on_failure_fail_dagrun,
+        "doc": task.doc_md, "retries": task.retries, "owner": task.owner, "type": type(task).__name__,
+        "seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
+    }
+print(json.dumps({
+    "errors": bag.import_errors,
+    "dags": {name: {
+        "params": dag.params.dump() if dag.params else {},
+        "schedule": type(dag.timetable).__name__, "cron": getattr(dag.timetable, "expression", None),
+        "catchup": dag.catchup, "active": dag.max_active_runs,
+        "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
+        "tags": sorted(dag.tags), "doc": dag.doc_md, "tasks": {task.task_id: told(task) for task in dag.tasks},
+    } for name, dag in bag.dags.items()},
+}))
+"""
+# What Airflow's own modules cost is not the DAG file's fault; everything else that it needs is. Each file is read in a
+# child of its own, which has no module but Airflow's.
+MEASURE = """
+import importlib.util, json, os, sys, time
+import airflow.sdk
+from airflow.sdk import DAG, BaseOperator, CronDataIntervalTimetable, Param, TaskGroup, TriggerRule
+from airflow.sdk.exceptions import AirflowFailException
+import airflow.sdk.definitions.taskgroup, pydantic
+import airflow.providers.standard.operators.hitl
+for path in sys.argv[1:] * 3:
+    if os.fork():
+        os.wait()
+        continue
+    before, known = time.process_time(), set(sys.modules)
+    spec = importlib.util.spec_from_file_location("measured", path)
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    seconds = time.process_time() - before
+    modules = sorted({name.partition(".")[0] for name in set(sys.modules) - known})
+    print("MEASURED", json.dumps([path, seconds, modules]), flush=True)
+    os._exit(0)
+"""
+
+
+def run_python(program: str, *arguments: str, home: Path) -> str:
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "BACKUP_POLICY": "",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Every DAG, as Airflow's own DagBag reads the folder."""
+    told = run_python(DESCRIBE, str(DAGS), home=tmp_path_factory.mktemp("airflow"))
+    return dict(json.loads(told.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module", params=BACKUPS)
+def dag(request: pytest.FixtureRequest, bag: dict[str, Any]) -> dict[str, Any]:
+    """Each DAG that makes backups."""
+    return dict(bag["dags"][request.param])
+
+
+@pytest.fixture
+def tasks(dag: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return dict(dag["tasks"])
+
+
+def test_airflow_reads_every_file(bag: dict[str, Any]) -> None:
+    assert bag["errors"] == {}
+    assert {path.stem for path in DAGS.glob("*.py")} == set(bag["dags"])
+
+
+@pytest.mark.requirement("R1.1", "R1.2", "R1.3")
+@pytest.mark.parametrize(
+    ("name", "cron"),
+    [
+        ("full_backup", "0 0 * * *"),
+        ("incremental_backup", "0 * * * *"),
+        ("snapshot_backup", "0 0 * * 0"),
+        ("storage_lifecycle", "0 4 * * *"),
+    ],
+)
+def test_it_runs_when_the_policy_says_in_windows(bag: dict[str, Any], name: str, cron: str) -> None:
+    dag = bag["dags"][name]
+    assert (dag["schedule"], dag["cron"]) == ("CronDataIntervalTimetable", cron)
+
+
+@pytest.mark.requirement("R5.5")
+def test_the_stream_follows_upon_itself_and_a_recovery_is_only_asked_for(bag: dict[str, Any]) -> None:
+    stream, recovery = bag["dags"]["wal_stream"], bag["dags"]["point_in_time_recovery"]
+    assert (stream["schedule"], stream["active"]) == ("ContinuousTimetable", 1)
+    assert stream["tasks"]["ship"]["seconds"] > 3600
+    assert recovery["schedule"] == "NullTimetable"
+
+
+def test_nothing_can_skip_its_teardowns_or_pile_up(bag: dict[str, Any]) -> None:
+    for dag in bag["dags"].values():
+        assert dag["timeout"] is None  # it would skip teardowns
+        assert dag["catchup"] is False
+    assert {name for name, dag in bag["dags"].items() if dag["active"] != 1} == {"point_in_time_recovery"}
+
+
+def test_every_task_is_documented_bounded_and_owned(bag: dict[str, Any]) -> None:
+    for dag in bag["dags"].values():
+        assert dag["doc"]
+        assert dag["tags"]
+        for name, task in dag["tasks"].items():
+            assert task["doc"], name
+            assert task["seconds"] or task["type"] == "Approve", name  # it waits without a worker, and has a bound
+            assert task["owner"] == "backup", name
+
+
+def test_what_another_try_can_mend_is_tried_again(bag: dict[str, Any]) -> None:
+    once = {name for dag in bag["dags"].values() for name, task in dag["tasks"].items() if not task["retries"]}
+    assert once == {"watcher", "report.delivered", "delivered", "approve"}
+
+
+@pytest.mark.requirement("R4.1", "R4.2")
+def test_nothing_is_stopped_before_everything_is_prepared(tasks: dict[str, dict[str, Any]]) -> None:
+    prepared = {name for name in tasks if name.startswith("prepare.") and not name.startswith("prepare.validate.")}
+    validated = {name for name in tasks if name.startswith("prepare.validate.")}
+    for name in validated:
+        assert set(tasks[name]["up"]) == prepared
+    assert set(tasks["execute.stop_writes"]["up"]) == (validated or prepared)
+    assert len(prepared | validated) in (6, 1)
+
+
+@pytest.mark.requirement("R4.3")
+def test_writes_are_resumed_whatever_happens(tasks: dict[str, dict[str, Any]]) -> None:
+    stop, resume = tasks["execute.stop_writes"], tasks["execute.resume_writes"]
+    assert stop["setup"]
+    assert resume["teardown"]
+    assert resume["fails_run"] is False
+    assert set(resume["up"]) == {"execute.stop_writes", "execute.create_backup"}
+    assert resume["rule"] == "all_done_setup_success"
+
+
+@pytest.mark.requirement("R4.1")
+def test_the_temporary_directory_is_removed_after_its_last_use(tasks: dict[str, dict[str, Any]]) -> None:
+    remove = tasks["remove_temporary_directory"]
+    assert remove["teardown"]
+    assert remove["fails_run"] is False
+    made = {name for name in tasks if name.startswith("prepare.") and tasks[name]["setup"]}
+    assert len(made) == 1
+    assert set(remove["up"]) == made | proofs_of(tasks)
+
+
+@pytest.mark.requirement("R4.5")
+def test_what_is_made_is_verified(tasks: dict[str, dict[str, Any]]) -> None:
+    for name in proofs_of(tasks):
+        assert tasks[name]["up"] == ["execute.create_backup"]
+
+
+@pytest.mark.requirement("R4.6")
+def test_success_is_reported_only_when_all_of_it_succeeded(tasks: dict[str, dict[str, Any]]) -> None:
+    report = tasks["report.success_report"]
+    assert report["rule"] == "all_success"
+    assert set(report["up"]) == {*proofs_of(tasks), "execute.resume_writes", "remove_temporary_directory"}
+    if "report.status_update" in tasks:
+        assert tasks["report.status_update"]["up"] == ["execute.create_backup"]
+
+
+@pytest.mark.requirement("R4.6")
+def test_a_dead_channel_shows_without_failing_the_run(tasks: dict[str, dict[str, Any]]) -> None:
+    delivered = tasks["report.delivered"]
+    assert set(delivered["up"]) == {name for name in tasks if name.startswith("report.")} - {"report.delivered"}
+    assert (delivered["teardown"], delivered["fails_run"], delivered["down"]) == (True, False, [])
+
+
+@pytest.mark.parametrize("name", ["watcher", "report.error_alert"])
+def test_the_watcher_and_the_alert_see_work_and_teardowns(name: str, tasks: dict[str, dict[str, Any]]) -> None:
+    # A set-up must be followed by ALL_SUCCESS; its failure shows in the task after it.
+    work = {task for task in tasks if task != "watcher" and not task.startswith("report.") and not tasks[task]["setup"]}
+    assert tasks[name]["rule"] == "one_failed"
+    assert set(tasks[name]["up"]) == work
+    assert {"execute.resume_writes", "remove_temporary_directory"} <= work
+    assert set(tasks[name]["down"]) <= {"report.delivered"}
+
+
+def test_a_file_is_read_fast_and_without_the_engine(tmp_path: Path) -> None:
+    files = sorted(map(str, DAGS.glob("*.py")))
+    lines = [line for line in run_python(MEASURE, *files, home=tmp_path).splitlines() if line.startswith("MEASURED ")]
+    measured = [json.loads(line.removeprefix("MEASURED ")) for line in lines]
+    assert len(measured) == 3 * len(files)
+    for file in files:
+        assert min(seconds for path, seconds, _ in measured if path == file) < IMPORT_LIMIT, file
+    loaded = {module for _, _, modules in measured for module in modules}
+    assert not {"boto3", "botocore", "psycopg", "psycopg2", "cryptography", "pandas"} & loaded
+
+
+@pytest.mark.parametrize("path", sorted(DAGS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_file_starts_with_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def proofs_of(tasks: dict[str, dict[str, Any]]) -> set[str]:
+    return {name for name in tasks if name.startswith("verify.")}
+
+
+@pytest.mark.requirement("R4.5")
+@pytest.mark.parametrize(
+    ("name", "proofs"),
+    [
+        ("full_backup", {"integrity", "sizes", "sample_restore"}),
+        ("snapshot_backup", {"integrity", "sizes", "start"}),
+        ("incremental_backup", {"integrity"}),
+    ],
+)
+def test_each_type_has_its_proofs(bag: dict[str, Any], name: str, proofs: set[str]) -> None:
+    assert proofs_of(bag["dags"][name]["tasks"]) == {f"verify.{proof}" for proof in proofs}
+
+
+def test_an_hours_run_has_few_tasks(bag: dict[str, Any]) -> None:
+    assert len(bag["dags"]["incremental_backup"]["tasks"]) <= 10  # each costs a second of a worker
+
+
+def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[str, Any]) -> None:
+    doc = bag["dags"]["storage_lifecycle"]["doc"]
+    assert "48 hours" in doc
+    assert "python -m include.cli reap" in doc
+
+
+@pytest.mark.requirement("R5.1")
+def test_a_recovery_is_selected_located_proved_approved_restored_validated_and_told(bag: dict[str, Any]) -> None:
+    tasks = bag["dags"]["point_in_time_recovery"]["tasks"]
+    row = ["select_timestamp", "locate_backup", "verify_integrity", "approve", "restore_data", "validate"]
+    for before, after in itertools.pairwise(row):
+        assert tasks[after]["up"] == [before]
+    assert (tasks["restore_data"]["rule"], tasks["validate"]["rule"]) == ("none_failed", "all_success")
+    assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
+    assert {*row, "remove_temporary_directory"} == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
+
+
+@pytest.mark.requirement("R5.1")
+def test_a_recovery_touches_nothing_that_is_live_unless_it_is_told_to(bag: dict[str, Any]) -> None:
+    params = bag["dags"]["point_in_time_recovery"]["params"]
+    assert (params["target"], params["what"], params["where"]) == ("latest", "everything", "scratch")
+    assert params["replace_live"] is False
