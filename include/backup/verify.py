@@ -19,6 +19,7 @@ from typing import Any
 
 from include.backup.sample import Turn, restore_sample
 from include.backup.sizes import Sizes, shrunk
+from include.backup.start import start_snapshot
 from include.errors import BackupError
 from include.pipeline.artifacts import ArtifactRefused
 from include.pipeline.keys import KeyringError
@@ -26,9 +27,12 @@ from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket, NotAllowed, ObjectCut, ObjectMissing
 from include.policy import Policy
+from include.recovery.base import BaseRefused
+from include.recovery.cluster import RecoveryStopped
 from include.recovery.configuration import ConfigurationRefused
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
+from include.recovery.wal_spool import LogIncomplete
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.lsn import Lsn, is_segment, segment_lsn
@@ -51,6 +55,8 @@ class NothingToAccept(BackupError):
     """A backup that did not shrink."""
 
 
+STARTED = "cluster"
+"""The subject of the sample that is a whole cluster."""
 VERDICTS = (
     StreamRefused,
     ArtifactRefused,
@@ -61,6 +67,9 @@ VERDICTS = (
     ObjectCut,
     RestoreDiffers,
     ConfigurationRefused,
+    BaseRefused,
+    RecoveryStopped,
+    LogIncomplete,
     SizeSuspect,
 )
 """What is said about the data. Anything else is about the circumstances: the proof was not carried out."""
@@ -134,6 +143,20 @@ def prove_sample(
     return {"component": component.name, **absent, **facts}
 
 
+def prove_start(catalog: Catalog, manifest: Manifest, policy: Policy, *, scratch: Path) -> Facts:
+    """Start a snapshot and compare it, as `start_snapshot` does; its result is written as a record."""
+    if manifest.base is None:
+        raise BackupError(f"{manifest.id} is no snapshot: it has no base.", mend="Prove it by restoring a sample.")
+
+    def check() -> Facts:
+        with Progress(f"starting {manifest.id}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
+            opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
+            archive = _archive(catalog, manifest, policy)
+            return start_snapshot(opened, archive, policy=policy.pipeline, progress=progress, scratch=scratch)
+
+    return _recorded(catalog, manifest, SAMPLE, check, subject=STARTED)
+
+
 def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
     """Read every artifact and every object back from the bucket, decrypt it and compare it with the manifest (R4.5).
 
@@ -174,7 +197,7 @@ def _check_wal(catalog: Catalog, manifest: Manifest, policy: Policy, progress: P
                 f"The write-ahead log of {manifest.id} has no segment from {Lsn(start)} on.",
                 mend="Do not rely on this backup; run another one.",
             )
-    archive = WalArchive(catalog.bucket, catalog.keyring, manifest.database.system_identifier, policy=policy.pipeline)
+    archive = _archive(catalog, manifest, policy)
 
     def check(file: WalFile) -> None:
         for chunk in archive.read(file):
@@ -185,6 +208,10 @@ def _check_wal(catalog: Catalog, manifest: Manifest, policy: Policy, progress: P
         for result in [pool.submit(check, file) for file in window.files]:
             result.result()
     return len(window.files)
+
+
+def _archive(catalog: Catalog, manifest: Manifest, policy: Policy) -> WalArchive:
+    return WalArchive(catalog.bucket, catalog.keyring, manifest.database.system_identifier, policy=policy.pipeline)
 
 
 def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path, accepted: bool = False) -> Facts:

@@ -65,7 +65,7 @@ def unpack_base(
             layout.make(parse_files(opened.read(BASE_FILES)))
             for tar in roots:
                 _place_tar(opened, tar, layout.contents[tar], policy)
-            layout.lead_links_here()
+            layout.lead_links_here(oids)
             beside.rename(directory)
     except BaseException:
         for place in (beside, tablespaces):
@@ -128,7 +128,6 @@ class _Layout:
         self._roots, self._tablespaces, self._account = roots, tablespaces, account
         self.contents = {tar: _Contents() for tar in roots}
         self._made = {root: {root} for root in roots.values()}
-        self._linked: list[int] = []
 
     def make(self, entries: Iterable[tuple[str, FileEntry]]) -> None:
         """Make everything, files at their full length and empty."""
@@ -139,12 +138,20 @@ class _Layout:
         for tar, entry in entries:
             self._make_one(tar, entry)
 
-    def lead_links_here(self) -> None:
-        """Write the map that PostgreSQL makes its links by anew."""
+    def lead_links_here(self, oids: Iterable[int]) -> None:
+        """Make the links to the tablespaces, and write the map that PostgreSQL makes them by anew.
+
+        A base of several tars has the map and no links.
+        """
         (root, *_) = self._roots.values()
+        places = {oid: self._tablespaces / str(oid) for oid in oids}
+        for oid, place in places.items():
+            link = root / "pg_tblspc" / str(oid)
+            if not link.is_symlink():
+                link.symlink_to(place)
+                self._own(link)
         if (root / _MAP).exists():
-            lines = (f"{oid} {_escaped(str(self._tablespaces / str(oid)))}\n" for oid in self._linked)
-            (root / _MAP).write_text("".join(lines))
+            (root / _MAP).write_text("".join(f"{oid} {_escaped(str(place))}\n" for oid, place in places.items()))
 
     def _make_one(self, tar: str, entry: FileEntry) -> None:
         root = self._roots.get(tar)
@@ -191,7 +198,6 @@ class _Layout:
         found = _LINK.fullmatch(entry.name)
         if found is None or tablespace_tar(int(found[1])) not in self._roots:
             raise BaseRefused(f"{entry.name!r} in {BASE_FILES} is a link, and to no tablespace.", mend=_OTHER)
-        self._linked.append(int(found[1]))
         path.symlink_to(self._tablespaces / found[1])
         self._own(path)
 

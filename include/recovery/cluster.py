@@ -86,6 +86,10 @@ class RecoveryStopped(BackupError):
     """A recovery that ended before its target, or elsewhere; nothing was promoted in its place."""
 
 
+class RecoveryHindered(RecoveryStopped):
+    """What ended it is this machine's, and says nothing of the backup."""
+
+
 @dataclass(frozen=True)
 class RecoveredCluster:
     """A server that takes writes, recovered to its target, for as long as its `with` block lasts.
@@ -385,10 +389,13 @@ class _Recovery:
             after = segment_name(self._history.timeline_at(self._end), self._end, self._control.segment_bytes)
             why = _last(_WHY_NO_FURTHER, said) or [f"the plan ends before segment {after}"]
             return self._stopped("came to the end of its log before its target", *why)
-        mend = next((mend for words, mend in _MENDS if words.lower() in said.lower()), _MEND)
-        return self._stopped("failed", *(fatal[-1:] or [self._server.tail()]), mend=mend)
+        told = fatal[-1:] or [self._server.tail()]
+        for words, mend in _MENDS:
+            if words.lower() in said.lower():
+                return RecoveryHindered(self._stopped("failed", *told).what, mend=mend)
+        return self._stopped("failed", *told)
 
-    def _stopped(self, how: str, *said: str, mend: str = _MEND) -> RecoveryStopped:
+    def _stopped(self, how: str, *said: str) -> RecoveryStopped:
         places = [*_PLACE.findall(" ".join(said)), *_last(_DONE_AT, self._server.log)]
         at = Lsn.parse(places[0]) if places else self._replayed
         where = ""
@@ -396,7 +403,7 @@ class _Recovery:
             segment = segment_name(self._history.timeline_at(at), at, self._control.segment_bytes)
             where = f" at {at}, in segment {segment}"
         words = f": {'; '.join(said)}" if said else ""
-        return RecoveryStopped(f"Recovery of {self._manifest.id} to the {self._stop} {how}{where}{words}.", mend=mend)
+        return RecoveryStopped(f"Recovery of {self._manifest.id} to the {self._stop} {how}{where}{words}.", mend=_MEND)
 
 
 def _must_fit(

@@ -9,7 +9,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,16 @@ from typing import Any
 import psutil
 import pytest
 
-from include.backup import base, snapshot
+from include.backup import base, snapshot, start
 from include.backup.adoption import Adopted
 from include.backup.snapshot import make_snapshot
-from include.backup.verify import check_integrity, check_sizes
+from include.backup.verify import check_integrity, check_sizes, prove_start
 from include.errors import BackupError
 from include.pipeline.process import SourceFailed, run_source
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.policy import load_policy
+from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
 from include.repository.contents import BASE, BASE_FILES, INVENTORY, SERVER_FILES, SETTINGS, tablespace_tar
 from include.repository.layout import BackupId
@@ -35,6 +36,7 @@ from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sources.postgres.inventory import Inventory
 from include.sources.postgres.slots import ANCHOR
 from include.sources.postgres.tools import find_tools
 
@@ -204,6 +206,29 @@ def test_a_segment_that_is_gone_is_named(taken: Taken) -> None:
         catalog.bucket.put(key, content)
 
 
+@pytest.mark.requirement("R1.3", "R4.5")
+def test_it_starts_and_every_table_is_what_it_was(taken: Taken, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, manifest = taken.installation.catalog(), taken.manifest
+    facts = prove_start(catalog, manifest, POLICY, scratch=taken.scratch)
+
+    assert (facts["tables"], facts["rows"]) == (manifest.database.tables, manifest.database.rows)
+    assert facts["reached"] == manifest.consistency_point.lsn
+    assert facts["amcheck"] == "sound"
+    assert not list(taken.scratch.glob("start-*"))
+
+    whole = Inventory.from_json(taken.json(INVENTORY))
+    users = replace(whole.tables["public.users"], digest="1 2")
+    other = replace(whole, tables={**whole.tables, "public.users": users})
+    with monkeypatch.context() as patch:
+        patch.setattr(start.Inventory, "from_json", lambda _: other)
+        with pytest.raises(RestoreDiffers, match=r"public\.users"):
+            prove_start(catalog, manifest, POLICY, scratch=taken.scratch)
+    assert [record.subject for record in catalog.verification(manifest).failed] == ["cluster"]
+
+    assert prove_start(catalog, manifest, POLICY, scratch=taken.scratch)["record"]
+    assert catalog.verification(manifest).failed == ()
+
+
 def test_the_same_id_again_is_the_committed_one(taken: Taken) -> None:
     bucket = taken.installation.catalog().bucket
     before = sorted(bucket.keys(""))
@@ -310,4 +335,6 @@ def test_a_cluster_with_a_tablespace_goes_through_the_disk(
     assert {line["tar"] for line in lines} == {BASE, tablespace_tar(apart.oid)}
     assert "tablespace_map" in {line["name"] for line in lines}  # in place of links
     verify(taken, manifest, taken.scratch / "unpacked-apart")
+    facts = prove_start(taken.installation.catalog(), manifest, POLICY, scratch=taken.scratch)
+    assert facts["rows"] == manifest.database.rows
     assert not list(taken.scratch.glob("base-*"))
