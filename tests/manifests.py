@@ -7,9 +7,11 @@ from typing import Any
 
 from include.repository.catalog import Catalog
 from include.repository.envelopes import create_data_key
-from include.repository.layout import BackupId, envelope_prefix
+from include.repository.layout import BackupId, BackupType, envelope_prefix
+from include.repository.lsn import Lsn
 from include.repository.manifest import (
     Artifact,
+    BaseBackup,
     ConfigurationSummary,
     ConsistencyPoint,
     Cost,
@@ -18,11 +20,17 @@ from include.repository.manifest import (
     ObjectsSummary,
     Pack,
     StoredSegment,
+    WalFile,
+    WalWindow,
     WriteStop,
 )
+from include.repository.timelines import TimelineHistory
 
 MIDNIGHT = datetime(2026, 11, 22, tzinfo=UTC)
 ATTEMPT = "0123456789abcdef"
+SEGMENT = 1 << 20
+POINT = 0x100
+"""How far before the end of its window a consistency point lies, in the windows that are made here."""
 
 
 def make(day: int = 0, *, point: datetime | None = None, **changes: Any) -> Manifest:
@@ -72,6 +80,66 @@ def make(day: int = 0, *, point: datetime | None = None, **changes: Any) -> Mani
         warnings=("mind the gap",),
     )
     return manifest.model_copy(update=changes)
+
+
+def window(
+    type_: BackupType,
+    minute: int,
+    segments: tuple[int, int],
+    *,
+    since: int = 0,
+    history: TimelineHistory = TimelineHistory(1),  # noqa: B008 - it is frozen
+    files: tuple[WalFile, ...] = (),
+    **changes: Any,
+) -> Manifest:
+    """An increment or a snapshot so many minutes after `MIDNIGHT`, of the segments with those numbers, the last apart.
+
+    Its consistency point lies shortly before the end of the window. A snapshot's base began two minutes before its
+    point, with the window, and had stopped a minute before it. `files` come besides the segments.
+    """
+    backup = BackupId(type_, MIDNIGHT + timedelta(minutes=minute))
+    start, end = (Lsn(number * SEGMENT) for number in segments)
+    base = BaseBackup(
+        start_lsn=Lsn(start + 0x28),
+        stop_lsn=Lsn(start + 0x800),
+        started=backup.moment - timedelta(minutes=2),
+        stopped=backup.moment - timedelta(minutes=1),
+    )
+    wal = WalWindow(
+        start_lsn=start,
+        end_lsn=end,
+        segment_bytes=SEGMENT,
+        timeline=history.timeline,
+        since=base.started if type_ == "snapshot" else MIDNIGHT + timedelta(minutes=since),
+        files=(*files, *(wal_file(name) for name in history.segment_names(start, end, SEGMENT))),
+    )
+    full = make()
+    point = full.consistency_point.model_copy(
+        update={
+            "time": backup.moment,
+            "lsn": str(Lsn(end - POINT)),
+            "restore_point": f"{backup}.{ATTEMPT}",
+            "objects_as_of": backup.moment.replace(microsecond=0),
+        }
+    )
+    return full.model_copy(
+        update={
+            "id": str(backup),
+            "type": type_,
+            "started": backup.moment,
+            "finished": backup.moment,
+            "consistency_point": point,
+            "database": full.database.model_copy(update={"timeline": history.timeline}),
+            "wal": wal,
+            "base": base if type_ == "snapshot" else None,
+            **changes,
+        }
+    )
+
+
+def wal_file(name: str) -> WalFile:
+    """A segment that nobody shipped."""
+    return WalFile(name=name, attempt=ATTEMPT, raw_bytes=SEGMENT, raw_sha256="r", stored_bytes=7, stored_sha256="s")
 
 
 def commit(catalog: Catalog, manifest: Manifest) -> Manifest:
