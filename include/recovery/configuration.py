@@ -21,6 +21,7 @@ from include.recovery.objects import TargetNotEmpty, WouldOverwrite
 from include.recovery.opened import OpenedBackup
 from include.recovery.selection import choose, known_components, some_of
 from include.repository.contents import REPOSITORY_BUNDLE
+from include.repository.manifest import Manifest
 from include.sources.configuration import unpack
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,12 @@ class ReturnedFiles:
     kept_in: Path | None
 
 
-def restore_configuration(backup: OpenedBackup, target: Path, *, keep_as: Path | None = None) -> str:
+def restore_configuration(
+    backup: OpenedBackup, target: Path, *, keep_as: Path | None = None, files: OpenedBackup | None = None
+) -> str:
     """Recreate the checkout at `target`, which must not exist or be empty; returns the commit that is checked out.
+
+    The files beside the repository are those of `files`, where that is another backup than the repository's.
 
     It is made beside the target and renamed over it, so that a restore that fails leaves nothing there. What is there
     is left alone, unless `keep_as` says what to call it. Raises `TargetNotEmpty`, or `ConfigurationRefused` when the
@@ -60,7 +65,7 @@ def restore_configuration(backup: OpenedBackup, target: Path, *, keep_as: Path |
             mend="Name another directory; or say --overwrite: the one that is there is then kept, renamed.",
         )
     try:
-        return _restore_beside(backup, target, keep_as if taken else None)
+        return _restore_beside(backup, files or backup, target, keep_as if taken else None)
     except OSError as error:
         raise BackupError(
             f"The configuration could not be written to {target}: {error.strerror}.",
@@ -68,11 +73,11 @@ def restore_configuration(backup: OpenedBackup, target: Path, *, keep_as: Path |
         ) from None
 
 
-def _restore_beside(backup: OpenedBackup, target: Path, keep_as: Path | None) -> str:
+def _restore_beside(backup: OpenedBackup, files: OpenedBackup, target: Path, keep_as: Path | None) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         checkout = Path(scratch) / "checkout"
-        commit, _ = _recreate(backup, Path(scratch) / "bundle", checkout)
+        commit, _ = _recreate(backup, files, Path(scratch) / "bundle", checkout)
         if keep_as is not None:
             log.warning("%s is replaced, and kept as %s.", target, keep_as)
             target.rename(keep_as)
@@ -93,18 +98,19 @@ def return_files(
     patterns: Sequence[str] = (),
     components: Sequence[str] = (),
     keep_in: Path | None = None,
+    files: OpenedBackup | None = None,
 ) -> ReturnedFiles:
     """Put some files of the configuration below `target`, as they were: tracked ones as of the backup's commit.
 
-    `patterns` are paths, or shell globs over them. A file appears whole or not at all, with its mode; root gives it to
-    whoever owns the one that was there, or the directory. One that is there with other content is replaced only where
-    `keep_in`, a new directory, says where to keep a copy; nothing is written before that is known of every file. Raises
-    `NothingMatches` or `WouldOverwrite`.
+    `patterns` are paths, or shell globs over them; `files` is as in `restore_configuration`. A file appears whole or
+    not at all, with its mode; root gives it to whoever owns the one that was there, or the directory. One that is there
+    with other content is replaced only where `keep_in`, a new directory, says where to keep a copy; nothing is written
+    before that is known of every file. Raises `NothingMatches` or `WouldOverwrite`.
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".synapse-backups-", dir=target) as scratch:
         checkout = Path(scratch) / "checkout"
-        commit, held = _recreate(backup, Path(scratch) / "bundle", checkout)
+        commit, held = _recreate(backup, files or backup, Path(scratch) / "bundle", checkout)
         for path in _tracked(backup, held):
             _take_mode(checkout / path, target / path)
         known = {path: (path,) for paths in held.values() for path in paths}
@@ -172,28 +178,36 @@ def _put_in_place(restored: Path, path: Path, copy_to: Path | None) -> None:
     restored.rename(path)
 
 
-def _recreate(backup: OpenedBackup, bundle: Path, checkout: Path) -> tuple[str, dict[str, list[str]]]:
+def _recreate(
+    backup: OpenedBackup, files: OpenedBackup, bundle: Path, checkout: Path
+) -> tuple[str, dict[str, list[str]]]:
     """The whole configuration, as it was; returns its commit, and the paths of each component."""
     with bundle.open("wb") as file:
         file.writelines(backup.read(REPOSITORY_BUNDLE))
-    commit, held = _clone(bundle, checkout, backup), {}
-    for artifact in backup.manifest.artifacts:
-        if artifact.name == REPOSITORY_BUNDLE:
-            tracked = _git("-C", str(checkout), "ls-files", "-z").split("\0")
-            held[artifact.component] = [path for path in tracked if path]
-        elif artifact.name.startswith("config/") and artifact.name.endswith(".tar"):
-            tar = io.BufferedReader(_Readable(backup.read(artifact.name)))
+    commit, held = _clone(bundle, checkout, _checked_out(backup, files)), {}
+    tracked = _git("-C", str(checkout), "ls-files", "-z").split("\0")
+    held[backup.manifest.artifact(REPOSITORY_BUNDLE).component] = [path for path in tracked if path]
+    for artifact in files.manifest.artifacts:
+        if artifact.name.startswith("config/") and artifact.name.endswith(".tar"):
+            tar = io.BufferedReader(_Readable(files.read(artifact.name)))
             held[artifact.component] = [str(path) for path in unpack(tar, checkout)]
     return commit, held
 
 
-def _clone(bundle: Path, checkout: Path, backup: OpenedBackup) -> str:
+def _checked_out(backup: OpenedBackup, files: OpenedBackup) -> Manifest:
+    """Which of the two says what was checked out: the later one, if no ref had moved, and a branch was."""
+    told = files.manifest.configuration
+    same = told.refs_sha256 is not None and told.refs_sha256 == backup.manifest.configuration.refs_sha256
+    return files.manifest if same and told.branch else backup.manifest
+
+
+def _clone(bundle: Path, checkout: Path, manifest: Manifest) -> str:
     """All refs of the bundle, the branch of the time checked out, and no remote that points at a temporary file."""
-    expected = backup.manifest.consistency_point.configuration_commit
+    expected = manifest.consistency_point.configuration_commit
     hashed = "sha256" if len(expected) == _SHA256_DIGITS else "sha1"
     _git(*("init", "--quiet", f"--object-format={hashed}", "--initial-branch=synapse-backups-none"), str(checkout))
     _git("-C", str(checkout), "fetch", "--quiet", "--update-head-ok", str(bundle), "+refs/*:refs/*")
-    branch = backup.manifest.configuration.branch
+    branch = manifest.configuration.branch
     if branch:
         _git("-C", str(checkout), "symbolic-ref", "HEAD", branch)
         _git("-C", str(checkout), "reset", "--quiet", "--hard")
@@ -204,7 +218,7 @@ def _clone(bundle: Path, checkout: Path, backup: OpenedBackup) -> str:
     commit = _git("-C", str(checkout), "rev-parse", "HEAD").strip()
     if commit != expected:
         raise ConfigurationRefused(
-            f"The configuration came back at {commit}, and {backup.manifest.id} was made at {expected}.",
+            f"The configuration came back at {commit}, and {manifest.id} was made at {expected}.",
             mend="Nothing was put in place. Use another backup, and keep this one for whoever looks into it.",
         )
     _git("-C", str(checkout), "fsck", "--no-dangling")

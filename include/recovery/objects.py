@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Protocol
 from urllib.parse import quote, urlencode
 
 from include.errors import BackupError
 from include.pipeline.store import Bucket, ObjectVersion
 from include.pipeline.transfer import Upload
-from include.recovery.opened import OpenedBackup
+from include.policy import Pipeline
 from include.recovery.selection import known_components, nothing_matches, some_of
 from include.sources.objects import IndexEntry, NotVersioned, versioning_command
 
@@ -31,6 +32,23 @@ class WouldOverwrite(BackupError):
     """A restore would have overwritten what is there."""
 
 
+class Objects(Protocol):
+    """Objects to bring back: those of one backup, or those of a moment between two."""
+
+    @property
+    def policy(self) -> Pipeline:
+        """How bytes move."""
+
+    def object_components(self) -> list[str]:
+        """The components of which there are objects."""
+
+    def objects(self, component: str) -> Iterator[IndexEntry]:
+        """The objects of a component, in no particular order; may be asked again."""
+
+    def read_object(self, entry: IndexEntry) -> Iterator[bytes]:
+        """The content of one of them, proved by the end of the iteration."""
+
+
 @dataclass
 class ReturnedObjects:
     """What was done with each object that was asked for.
@@ -44,7 +62,7 @@ class ReturnedObjects:
     replaced: dict[str, str] = field(default_factory=dict)
 
 
-def restore_objects(backup: OpenedBackup, target: Bucket, *, components: Iterable[str] | None = None) -> int:
+def restore_objects(backup: Objects, target: Bucket, *, components: Iterable[str] | None = None) -> int:
     """Write every object of the backup (or of some components) into `target`, which must be empty; returns how many.
 
     Each object appears whole or not at all: what is written is proved before the upload completes. Raises
@@ -60,7 +78,7 @@ def restore_objects(backup: OpenedBackup, target: Bucket, *, components: Iterabl
 
 
 def return_objects(
-    backup: OpenedBackup,
+    backup: Objects,
     target: Bucket,
     *,
     components: Sequence[str] = (),
@@ -104,7 +122,7 @@ class _Choice:
     """Which objects of a backup are meant; each name must mean one."""
 
     def __init__(
-        self, backup: OpenedBackup, components: Sequence[str], keys: Sequence[str], prefixes: Sequence[str]
+        self, backup: Objects, components: Sequence[str], keys: Sequence[str], prefixes: Sequence[str]
     ) -> None:
         there = backup.object_components()
         self._backup, self.keys, self.prefixes = backup, frozenset(keys), tuple(prefixes)
@@ -177,7 +195,7 @@ def _may_be_overwritten(target: Bucket, others: dict[str, str], *, overwrite: bo
     log.warning("%d objects are overwritten, and the bucket keeps what they were: %s.", len(others), told)
 
 
-def _write(backup: OpenedBackup, target: Bucket, entries: Iterable[IndexEntry], *, under: str = "") -> int:
+def _write(backup: Objects, target: Bucket, entries: Iterable[IndexEntry], *, under: str = "") -> int:
     written = 0
     waiting: deque[Future[None]] = deque()
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="restore") as pool:
@@ -195,7 +213,7 @@ def _write(backup: OpenedBackup, target: Bucket, entries: Iterable[IndexEntry], 
     return written
 
 
-def _restore(backup: OpenedBackup, entry: IndexEntry, target: Bucket, under: str) -> None:
+def _restore(backup: Objects, entry: IndexEntry, target: Bucket, under: str) -> None:
     with Upload(
         target,
         under + entry.key,

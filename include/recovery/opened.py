@@ -119,6 +119,10 @@ class OpenedBackup:
         """The objects of a component, in no particular order."""
         return parse_index(self.read(object_index(component)))
 
+    def holds(self, entry: IndexEntry) -> bool:
+        """Whether the backup's packs have the content of an object."""
+        return all(member.pack in self._packs for member in entry.members)
+
     def read_object(self, entry: IndexEntry) -> Iterator[bytes]:
         """The content of one object; raises as `read_member`."""
         for member in entry.members:

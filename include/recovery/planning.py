@@ -8,10 +8,12 @@ did, at the restore point of the backup after it. Commit times are the database 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +30,20 @@ from include.recovery.plan import (
     What,
     iso,
 )
-from include.recovery.reach import Branch, Reach, Run, Span, base_of, point_lsn, read_reach
+from include.recovery.reach import Branch, LogFile, Reach, Run, Span, base_of, point_lsn, read_reach
 from include.recovery.target import StopAt
 from include.repository.catalog import Catalog
 from include.repository.contents import BASE, REPOSITORY_BUNDLE
 from include.repository.layout import BackupId
-from include.repository.lsn import Lsn, segment_end, segment_name, segment_start
+from include.repository.lsn import Lsn, segment_end, segment_start
 from include.repository.manifest import Manifest, ManifestRefused
 from include.repository.timelines import TimelineHistory
-from include.sources.postgres.tools import PostgresTools, ToolsMissing, installed
+from include.sources.postgres.tools import tools_of
 from include.sources.postgres.waldump import Commit, commits
 
 __all__ = ["RecoveryPlan", "Span", "Target", "Unreachable", "plan_recovery", "recoverable", "reopen"]
 
-ReadCommits = Callable[[Branch, Lsn, Lsn], Iterator[Commit]]
+ReadCommits = Callable[[Branch, Lsn, Lsn], Generator[Commit]]
 """The transactions that ended in `[start, end)` of a branch's log, in the log's order."""
 
 _FETCHES_AT_ONCE = 4
@@ -256,42 +258,27 @@ class _Planning:
         the application's tables still end, and may be before it in the log and after it by the clock.
         """
         last = None
-        for commit in self._read(branch, segment_start(begin, branch.segment_bytes), end):
-            if moment is not None and commit.time > moment:
-                return last, commit
-            last = commit
+        with closing(self._read(branch, segment_start(begin, branch.segment_bytes), end)) as ended:
+            for commit in ended:
+                if moment is not None and commit.time > moment:
+                    return last, commit
+                last = commit
         return last, None
 
-    def _read_commits(self, branch: Branch, start: Lsn, end: Lsn) -> Iterator[Commit]:
-        """Fetch that part of the log, and let pg_waldump tell it.
-
-        It reads one timeline; so all segments get that one's name. A segment in which a timeline was left begins with
-        a copy of its ancestor's, and page headers may go on to a newer timeline.
-        """
-        timeline = branch.history.timeline
+    def _read_commits(self, branch: Branch, start: Lsn, end: Lsn) -> Generator[Commit]:
+        """Fetch that part of the log, and let pg_waldump tell it: that of the cluster's own major version."""
+        size, timeline = branch.segment_bytes, branch.history.timeline
         with tempfile.TemporaryDirectory(prefix="log-", dir=self._scratch) as directory:
 
-            def fetch(position: Lsn) -> None:
-                name = segment_name(timeline, position, branch.segment_bytes)
-                branch.archive.fetch(branch.files[position], Path(directory) / name)
+            def fetch(file: LogFile) -> None:
+                branch.archive.fetch(file, Path(directory) / file.name)
 
-            positions = range(segment_start(start, branch.segment_bytes), end, branch.segment_bytes)
             with ThreadPoolExecutor(_FETCHES_AT_ONCE, thread_name_prefix="log") as pool:
-                for _ in pool.map(fetch, map(Lsn, positions)):
+                for _ in pool.map(fetch, branch.between(start, end)):
                     pass
-            yield from commits(self._tools(branch), Path(directory), start, end, timeline)
-
-    def _tools(self, branch: Branch) -> PostgresTools:
-        """pg_waldump reads the log of its own major version only."""
-        majors = {mark.database.server_version // 10_000 for run in branch.runs for mark in run.marks}
-        for tools in installed():
-            if tools.major in majors:
-                return tools
-        wanted = " or ".join(map(str, sorted(majors)))
-        raise ToolsMissing(
-            f"The log is PostgreSQL {wanted}'s, and that one's programs are not here.",
-            mend=f"Install the server of PostgreSQL {wanted}: a recovery needs it, too.",
-        )
+            tools = tools_of(branch.server_major)
+            ended = commits(tools, Path(directory), start, segment_end(end, size), timeline)
+            yield from takewhile(lambda commit: commit.lsn < end, ended)
 
     # --- what ----------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,7 @@ class Branch:
     history: TimelineHistory
     histories: tuple[LogFile, ...]
     segment_bytes: int
+    server_major: int
     files: Mapping[Lsn, LogFile]
     runs: tuple[Run, ...]
     gaps: tuple[Gap, ...]
@@ -298,8 +299,9 @@ def _branch(
     since = [
         copy.modified for name, copies in shipped.items() if timeline_of(name) == history.timeline for copy in copies
     ]
+    major = max(manifest.database.server_version for manifest in manifests if manifest.wal) // 10_000
     newest = max(times or since or [window.since for window in windows])
-    return Branch(archive, history, histories, size, files, runs, gaps, newest)
+    return Branch(archive, history, histories, size, major, files, runs, gaps, newest)
 
 
 def _asked_for(history: TimelineHistory, name: str, size: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -48,7 +48,7 @@ class Log:
 
     ended: Sequence[tuple[int, float, float]] = ()
 
-    def __call__(self, branch: Branch, start: Lsn, end: Lsn) -> Iterator[Commit]:
+    def __call__(self, branch: Branch, start: Lsn, end: Lsn) -> Generator[Commit]:
         assert list(branch.between(start, end))  # every segment is there
         for timeline, segment, minute in sorted(self.ended):
             if start <= place(segment) < end and branch.history.timeline_at(place(segment)) == timeline:

@@ -1,0 +1,140 @@
+"""Objects as of any moment: a listing and the changes after it say what the store's whole listing says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import cast
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from include.pipeline.progress import Progress
+from include.pipeline.store import ObjectVersion
+from include.policy import load_policy
+from include.recovery.history import ObjectHistory
+from include.recovery.opened import OpenedBackup
+from include.recovery.plan import ObjectsSource
+from include.repository.catalog import Catalog
+from include.repository.contents import object_changes, object_index
+from include.sources.objects import (
+    Deletion,
+    IndexEntry,
+    change_lines,
+    objects_as_of,
+    objects_between,
+)
+from tests.manifests import make
+
+POLICY = load_policy()
+EPOCH = datetime(2026, 11, 22, tzinfo=UTC)
+LAST = 12
+COMPONENT = "user_uploads"
+
+Event = tuple[int, str, bool]
+events = st.lists(
+    st.tuples(st.integers(0, LAST), st.sampled_from(["uploads/a", "uploads/b"]), st.booleans()), max_size=14
+)
+"""What happened in the store, in its order: the second, the key, and whether the key was deleted or written."""
+
+
+def at(second: int) -> datetime:
+    return EPOCH + timedelta(seconds=second)
+
+
+def listing(history: Iterable[Event]) -> list[ObjectVersion]:
+    """As a store lists it: by key, the newest first."""
+    versions = [
+        ObjectVersion(key, str(number), at(second), 1, "e", deleted, latest=False)
+        for number, (second, key, deleted) in enumerate(history)
+    ]
+    return sorted(versions, key=lambda version: (version.key, -int(version.version_id)))
+
+
+def lines(versions: Iterable[ObjectVersion]) -> list[IndexEntry | Deletion]:
+    return [
+        Deletion(key=one.key, version_id=one.version_id, modified=one.modified)
+        if one.deleted
+        else IndexEntry(
+            key=one.key,
+            version_id=one.version_id,
+            modified=one.modified,
+            etag=one.etag,
+            size=one.size,
+            sha256="s",
+            headers={},
+            metadata={},
+            tags={},
+            members=(),
+        )
+        for one in versions
+    ]
+
+
+class Held(OpenedBackup):
+    """A backup whose one artifact is in memory."""
+
+    def __init__(self, told: list[IndexEntry | Deletion], *, whole: bool) -> None:
+        self._told, self._whole = told, whole
+
+    def has(self, name: str) -> bool:
+        return name == (object_index(COMPONENT) if self._whole else object_changes(COMPONENT))
+
+    def read(self, name: str) -> Iterator[bytes]:
+        assert self.has(name)
+        return change_lines(self._told)
+
+    def object_components(self) -> list[str]:
+        return [COMPONENT] if self._whole else []
+
+
+def history_of(
+    catalog: Catalog,
+    second: int,
+    base: Held,
+    increments: list[Held],
+    later: list[Held],
+    *,
+    named: frozenset[str] = frozenset(),
+) -> ObjectHistory:
+    manifest = make()
+    with Progress("a test") as progress:
+        history = ObjectHistory(
+            ObjectsSource(manifest, (), (), at(second)), catalog, policy=POLICY, progress=progress, named=named
+        )
+    history._base, history._increments, history._later = (
+        base,
+        cast("list[OpenedBackup]", increments),
+        cast("list[OpenedBackup]", later),
+    )
+    return history
+
+
+@settings(deadline=None)
+@given(events, st.data())
+def test_every_second_has_the_objects_that_the_store_had(history: list[Event], data: st.DataObject) -> None:
+    history.sort(key=lambda event: event[0])
+    points = sorted(data.draw(st.lists(st.integers(0, LAST), min_size=2, max_size=5), label="points"))
+    named = data.draw(st.frozensets(st.sampled_from(["uploads/a", "uploads/b", "uploads/c"])), label="named")
+    seen = []  # each listing is made in the second of its point, when part of that second may be to come
+    for point in points:
+        earlier = sum(second < point for second, _, _ in history)
+        within = sum(second == point for second, _, _ in history)
+        seen.append(history[: earlier + data.draw(st.integers(0, within), label="of the border second")])
+    base = Held(lines(objects_as_of(listing(seen[0]), at(points[0]), named=named)), whole=True)
+    changes = [
+        Held(lines(objects_between(listing(listed), at(since), at(until))), whole=False)
+        for listed, since, until in zip(seen[1:], points, points[1:], strict=False)
+    ]
+    for second in range(points[0], points[-1]):
+        covering = next((number for number, until in enumerate(points[1:], start=1) if until > second), 0)
+        found = history_of(cast("Catalog", None), second, base, changes[:covering], changes[covering:], named=named)
+        told = list(found.objects(COMPONENT))
+        whole = [version for version in listing(seen[-1]) if version.modified <= at(points[-1])]
+        true = {version.key: version for version in objects_as_of(whole, at(second), named=named)}
+        assert sorted(entry.key for entry in told) == sorted(true)
+        for entry in told:
+            version = true[entry.key]
+            assert entry.modified == version.modified
+            # Of one key and second a later look sees the newest version only.
+            assert entry.modified > at(second) or entry.version_id == version.version_id
