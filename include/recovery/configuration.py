@@ -58,12 +58,7 @@ def restore_configuration(
     is left alone, unless `keep_as` says what to call it. Raises `TargetNotEmpty`, or `ConfigurationRefused` when the
     commit is not the manifest's.
     """
-    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
-    if taken and keep_as is None:
-        raise TargetNotEmpty(
-            f"{target} exists and is not empty.",
-            mend="Name another directory; or say --overwrite: the one that is there is then kept, renamed.",
-        )
+    taken = require_place(target, keep_as=keep_as)
     try:
         return _restore_beside(backup, files or backup, target, keep_as if taken else None)
     except OSError as error:
@@ -71,6 +66,17 @@ def restore_configuration(
             f"The configuration could not be written to {target}: {error.strerror}.",
             mend="Make room there and let this user write, or name another directory.",
         ) from None
+
+
+def require_place(target: Path, *, keep_as: Path | None) -> bool:
+    """Whether something is there already; raises `TargetNotEmpty` unless it may be kept as `keep_as`."""
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken and keep_as is None:
+        raise TargetNotEmpty(
+            f"{target} exists and is not empty.",
+            mend="Name another directory; or say --overwrite: the one that is there is then kept, renamed.",
+        )
+    return taken
 
 
 def _restore_beside(backup: OpenedBackup, files: OpenedBackup, target: Path, keep_as: Path | None) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 from psycopg import sql
@@ -24,7 +24,6 @@ from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
 from include.pipeline.process import SinkFailed, child_environment, run_sink
-from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import swap_databases
 from include.recovery.scratch import mark
 from include.recovery.selection import (
@@ -59,7 +58,9 @@ from include.sources.postgres.relations import CATCH_ALL, Relation, Relations, l
 from include.sources.postgres.tools import PostgresTools, find_tools
 
 if TYPE_CHECKING:
+    from include.policy import Pipeline
     from include.recovery.selection import Session
+    from include.repository.manifest import Manifest
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,27 @@ class RestoreDiffers(BackupError):
     """What was restored is not what was backed up."""
 
 
+class DatabaseSource(Protocol):
+    """The artifacts of one database, by their names in a full backup: of a backup, or made of a recovered cluster."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The backup; of its database at least the versions."""
+
+    @property
+    def policy(self) -> Pipeline:
+        """How bytes move."""
+
+    def has(self, name: str) -> bool:
+        """Whether there is an artifact of that name."""
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """The raw bytes of an artifact."""
+
+    def database_components(self) -> list[str]:
+        """The components of which there are tables."""
+
+
 @dataclass(frozen=True)
 class RestoredDatabase:
     """A database that was restored and proved.
@@ -138,7 +160,7 @@ class RestoredDatabase:
 
 
 def restore_database(
-    backup: OpenedBackup, *, server: DatabaseLogin, name: str, scratch: Path, keep_as: str | None = None
+    backup: DatabaseSource, *, server: DatabaseLogin, name: str, scratch: Path, keep_as: str | None = None
 ) -> RestoredDatabase:
     """Bring the whole database back as `name` on `server` (a superuser's login), roles included.
 
@@ -147,14 +169,21 @@ def restore_database(
     says what to call it: then its sessions are ended at the very end, and both are renamed at once. Raises
     `DatabaseExists`, `RestoreDiffers`, or whatever stopped it.
     """
-    if taken := _exists(server, name):
-        _may_be_replaced(server, name, keep_as)
+    taken = require_place(server, name, keep_as=keep_as)
     restore = _Restore(backup, server, name, scratch)
     return restore.run(keep_as if taken else None)
 
 
+def require_place(server: DatabaseLogin, name: str, *, keep_as: str | None) -> bool:
+    """Whether a database has the name already; raises `DatabaseExists` unless it may be kept as `keep_as`."""
+    taken = _exists(server, name)
+    if taken:
+        _may_be_replaced(server, name, keep_as)
+    return taken
+
+
 def restore_part(
-    backup: OpenedBackup,
+    backup: DatabaseSource,
     *,
     server: DatabaseLogin,
     name: str,
@@ -178,7 +207,7 @@ def restore_part(
     return restore.part(components, tables)
 
 
-def restore_sample(backup: OpenedBackup, component: str, *, server: DatabaseLogin, scratch: Path) -> RestoredDatabase:
+def restore_sample(backup: DatabaseSource, component: str, *, server: DatabaseLogin, scratch: Path) -> RestoredDatabase:
     """Restore one component into a scratch database, compare it with the inventory, and drop it again (R4.5).
 
     Nothing else is needed of the server than the right to create a database: owners and privileges stay out. Raises
@@ -191,7 +220,7 @@ def restore_sample(backup: OpenedBackup, component: str, *, server: DatabaseLogi
 class _Restore:
     """One restore, into one scratch database."""
 
-    def __init__(self, backup: OpenedBackup, server: DatabaseLogin, name: str, scratch: Path) -> None:
+    def __init__(self, backup: DatabaseSource, server: DatabaseLogin, name: str, scratch: Path) -> None:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
         self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
@@ -633,7 +662,7 @@ def _exists(server: DatabaseLogin, name: str) -> bool:
         return session.execute("SELECT FROM pg_database WHERE datname = %s", (name,)).fetchone() is not None
 
 
-def _tools_for(backup: OpenedBackup, server: DatabaseLogin) -> tuple[PostgresTools, int]:
+def _tools_for(backup: DatabaseSource, server: DatabaseLogin) -> tuple[PostgresTools, int]:
     """pg_restore is never older than the pg_dump that wrote, nor than the server it restores into; and that one's."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         major = session.info.server_version // 10_000

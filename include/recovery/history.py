@@ -51,6 +51,8 @@ class ObjectHistory:
         named: frozenset[str] = frozenset(),
     ) -> None:
         self.named = named
+        self.found: set[str] = set()
+        """Those of `named` that `objects` has told so far."""
         self._policy, self._second = policy, _second(source.as_of)
 
         def opened(manifest: Manifest) -> OpenedBackup:
@@ -83,12 +85,12 @@ class ObjectHistory:
             seconds.setdefault(_second(entry.modified), _Second(0, entry.model_dump_json().encode()))
             if found := self._decide(seconds, named=entry.key in wanted):
                 wanted.discard(entry.key)
-                yield found
+                yield self._tell(found)
         for key, seconds in changes.items():
             if found := self._decide(seconds, named=key in wanted):
                 wanted.discard(key)
-                yield found
-        yield from self._younger(component, wanted)
+                yield self._tell(found)
+        yield from map(self._tell, self._younger(component, wanted))
 
     def read_object(self, entry: IndexEntry) -> Iterator[bytes]:
         """The content of one object; raises as `OpenedBackup.read_object`."""
@@ -99,6 +101,11 @@ class ObjectHistory:
             f"The object {entry.key} lies in packs that none of the backups around the moment names.",
             mend="The backups are inconsistent: plan the recovery to a moment before or after them.",
         )
+
+    def _tell(self, entry: IndexEntry) -> IndexEntry:
+        if entry.key in self.named:
+            self.found.add(entry.key)
+        return entry
 
     def _listed(self, component: str) -> Iterator[IndexEntry]:
         return self._base.objects(component) if component in self._base.object_components() else iter(())

@@ -68,13 +68,18 @@ def restore_objects(backup: Objects, target: Bucket, *, components: Iterable[str
     Each object appears whole or not at all: what is written is proved before the upload completes. Raises
     `TargetNotEmpty`.
     """
+    require_empty(target)
+    chosen = list(components) if components is not None else backup.object_components()
+    return _write(backup, target, chain.from_iterable(backup.objects(component) for component in chosen))
+
+
+def require_empty(target: Bucket) -> None:
+    """Raise `TargetNotEmpty` for a bucket that has objects."""
     if (present := next(target.keys(""), None)) is not None:
         raise TargetNotEmpty(
             f"{target} is not empty: it holds {present!r}, for one.",
             mend="Restore into an empty bucket, and switch over to it; or say which objects, or --overwrite.",
         )
-    chosen = list(components) if components is not None else backup.object_components()
-    return _write(backup, target, chain.from_iterable(backup.objects(component) for component in chosen))
 
 
 def return_objects(
