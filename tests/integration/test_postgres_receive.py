@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -89,7 +89,12 @@ def window(cluster: Cluster, directory: Path, start: str, end: Lsn, stall_limit:
 
 
 def receivers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() == "pg_receivewal"]
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "pg_receivewal":
+                found.append(child)
+    return found
 
 
 def finish(receiver: Receiver) -> Exception:
@@ -163,6 +168,7 @@ def test_a_directory_with_anything_in_it_is_refused(cluster: Cluster, tmp_path: 
 @pytest.mark.requirement("R4.4")
 def test_wal_that_the_server_has_removed_is_told_by_name(cluster: Cluster, tmp_path: Path) -> None:
     gone = anchored_segment(cluster)
+    cluster.switch()  # it may not have been begun
     while (cluster.server.data / "pg_wal" / gone).exists():
         cluster.fill(4)
         cluster.switch()
@@ -226,7 +232,7 @@ def test_the_stream_hands_on_each_segment_when_it_is_finished(cluster: Cluster, 
 
 
 @pytest.mark.requirement("R4.4")
-@pytest.mark.parametrize("how", ["restart", "crash", "dropped sender", "killed"])
+@pytest.mark.parametrize("how", ["restart", "crash", "dropped sender", "killed", "interrupted"])
 def test_a_stream_that_ended_says_so_after_its_last_segment(cluster: Cluster, tmp_path: Path, how: str) -> None:
     start = anchored_segment(cluster)
     with (
@@ -245,10 +251,24 @@ def test_a_stream_that_ended_says_so_after_its_last_segment(cluster: Cluster, tm
                 cluster.run("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_replication")
             case "killed":
                 os.kill(receiver.pid, signal.SIGKILL)
+            case "interrupted":
+                os.kill(receiver.pid, signal.SIGINT)
         assert receiver.finished(PATIENT)[-1].name == cluster.segment(Lsn(end - 1))
         error = finish(receiver)
     assert isinstance(error, ReceiveFailed)
-    assert ("exit code -9" if how == "killed" else "exit code 1: ") in error.what
+    assert {"killed": "exit code -9", "interrupted": "exit code 0: "}.get(how, "exit code 1: ") in error.what
+
+
+@pytest.mark.requirement("R4.4")
+def test_a_window_whose_receiver_ended_well_too_early_has_no_end(cluster: Cluster, tmp_path: Path) -> None:
+    start = anchored_segment(cluster)
+    end = cluster.switch()
+    files = window(cluster, tmp_path, start, Lsn(end + SEGMENT))
+    assert next(files).name == start
+    for receiver in receivers():
+        receiver.send_signal(signal.SIGINT)
+    with pytest.raises(ReceiveFailed, match=f"ended at {end}, before {Lsn(end + SEGMENT)}"):
+        next(files)
 
 
 @pytest.mark.requirement("R4.4")

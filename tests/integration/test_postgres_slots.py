@@ -123,6 +123,8 @@ def test_a_dropped_anchor_is_told_and_made_again(cluster: Cluster, session: psyc
 def test_a_lost_anchor_is_told_and_made_again_only_on_demand(cluster: Cluster, session: psycopg.Connection) -> None:
     lost_at = secure_anchor(session).restart_lsn
     assert lost_at is not None
+    cluster.fill(1)
+    cluster.run("CHECKPOINT")
     assert renew_anchor(session).restart_lsn == lost_at  # not lost: left alone
     cluster.run("ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'", "SELECT pg_reload_conf()")
     try:
