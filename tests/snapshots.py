@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -112,7 +112,7 @@ def take_base(cluster: Cluster, catalog: Catalog, scratch: Path, *, day: int = 0
     """A base backup of the cluster, as an uncommitted snapshot; its window is of no files."""
     attempt = new_attempt()
     backup = BackupId("snapshot", make(day).backup.moment)
-    key = create_data_key(catalog.bucket, catalog.keyring, owner=str(backup), attempt=attempt)
+    create_data_key(catalog.bucket, catalog.keyring, owner=str(backup), attempt=attempt)
     directory = scratch / f"base-{attempt}"
     started = datetime.now(UTC)
     subprocess.run(
@@ -130,15 +130,8 @@ def take_base(cluster: Cluster, catalog: Catalog, scratch: Path, *, day: int = 0
         scanner.finish()
         label = label or scanner.label
 
-    def store(name: str, content: Iterator[bytes]) -> Artifact:
-        place = artifact_place(backup, attempt, name, component="structure", retention_class="system_config")
-        written = write_artifact(
-            content, bucket=catalog.bucket, place=place, key=key, policy=POLICY, progress=Progress("test")
-        )
-        return describe(written, name, component="structure", retention_class="system_config", attempt=attempt)
-
-    artifacts = [store(name, iter([path.read_bytes()])) for path, name in tars.items()]
-    artifacts.append(store(BASE_FILES, iter(["".join(lines).encode()])))
+    artifacts = [store(catalog, backup, attempt, name, path.read_bytes()) for path, name in tars.items()]
+    artifacts.append(store(catalog, backup, attempt, BASE_FILES, "".join(lines).encode()))
     shutil.rmtree(directory)
     start = Lsn.parse(re.search(r"START WAL LOCATION: (\S+)", label)[1])
     stop = cluster.position()
@@ -177,17 +170,34 @@ def take_base(cluster: Cluster, catalog: Catalog, scratch: Path, *, day: int = 0
     )
 
 
-def ship(cluster: Cluster, archive: WalArchive, start: Lsn) -> tuple[WalFile, ...]:
-    """Ship every finished segment from `start` on, and the histories, out of the server's own directory."""
-    end = cluster.switch()
-    session = archive.session()
-    log = cluster.server.data / "pg_wal"
-    names = sorted(path.name for path in log.iterdir() if path.name.endswith(".history") or is_segment(path.name))
-    return tuple(
-        session.ship(log / name, name)
-        for name in names
-        if not is_segment(name) or segment_start(start, SEGMENT) <= segment_lsn(name, SEGMENT) < end
+def store(catalog: Catalog, backup: BackupId, attempt: str, name: str, content: bytes) -> Artifact:
+    """Write one artifact of an attempt."""
+    written = write_artifact(
+        iter([content]),
+        bucket=catalog.bucket,
+        place=artifact_place(backup, attempt, name, component="structure", retention_class="system_config"),
+        key=open_data_key(catalog.bucket, catalog.keyring, owner=str(backup), attempt=attempt),
+        policy=POLICY,
+        progress=Progress("test"),
     )
+    return describe(written, name, component="structure", retention_class="system_config", attempt=attempt)
+
+
+def ship(cluster: Cluster, archive: WalArchive, start: Lsn) -> tuple[WalFile, ...]:
+    """Ship every finished segment from `start` on, out of the server's own directory."""
+    end = cluster.switch()
+    first = segment_start(start, SEGMENT)
+    return ship_files(
+        archive,
+        cluster.server.data / "pg_wal",
+        lambda name: is_segment(name) and first <= segment_lsn(name, SEGMENT) < end,
+    )
+
+
+def ship_files(archive: WalArchive, log: Path, wanted: Callable[[str], bool]) -> tuple[WalFile, ...]:
+    """Ship some files of a server's own directory, in the order of their names."""
+    session = archive.session()
+    return tuple(session.ship(log / name, name) for name in sorted(path.name for path in log.iterdir()) if wanted(name))
 
 
 def archive_of(catalog: Catalog, manifest: Manifest) -> WalArchive:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from include.errors import BackupError
 
-_ACCOUNTS = ("postgres", "nobody")
+_UNPRIVILEGED = "nobody"
 
 
 class Account(NamedTuple):
@@ -21,21 +21,19 @@ class Account(NamedTuple):
 
 
 def server_account() -> Account | None:
-    """Whom a recovered server runs as, and whom its files belong to: us; of root the user `postgres`, else `nobody`.
+    """Whom a recovered server runs as, and whom its files belong to: us (None), and of root the user `nobody`.
 
-    None is us. Raises `BackupError` where root finds neither.
+    Not `postgres`, which may own a living server's files on this machine. Raises `BackupError` where there is none.
     """
     if os.geteuid() != 0:
         return None
-    for name in _ACCOUNTS:
-        try:
-            user = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return Account(user.pw_uid, user.pw_gid)
-    raise BackupError(
-        "PostgreSQL does not run as root, and there is no user `postgres` or `nobody`.", mend="Run as another user."
-    )
+    try:
+        user = pwd.getpwnam(_UNPRIVILEGED)
+    except KeyError:
+        raise BackupError(
+            f"PostgreSQL does not run as root, and there is no user `{_UNPRIVILEGED}`.", mend="Run as another user."
+        ) from None
+    return Account(user.pw_uid, user.pw_gid)
 
 
 def closed_parent(path: Path) -> Path | None:

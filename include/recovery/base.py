@@ -29,7 +29,7 @@ from include.sources.postgres.basebackup import FileEntry
 log = logging.getLogger(__name__)
 
 TABLESPACES = "tablespaces"
-_LINK = re.compile(r"pg_tblspc/(\d{1,10})", re.ASCII)
+_LINKS = "pg_tblspc"
 _MAP = "tablespace_map"
 _ZEROS = bytes(1 << 20)
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
@@ -58,20 +58,21 @@ def unpack_base(
         if place.exists():
             raise BackupError(f"{place} exists already.", mend="Recover to a fresh directory.")
     oids = tuple(tablespace.oid for tablespace in (opened.manifest.base.tablespaces if opened.manifest.base else ()))
-    roots = {BASE: beside} | {tablespace_tar(oid): tablespaces / str(oid) for oid in oids}
+    spaces = {oid: tablespaces / str(oid) for oid in oids}
+    roots = {BASE: beside} | {tablespace_tar(oid): place for oid, place in spaces.items()}
     try:
         with _telling_of_a_full_disk(directory.parent):
-            layout = _Layout(roots, tablespaces, account)
+            layout = _Layout(roots, spaces, account)
             layout.make(parse_files(opened.read(BASE_FILES)))
             for tar in roots:
                 _place_tar(opened, tar, layout.contents[tar], policy)
-            layout.lead_links_here(oids)
+            layout.write_map()
             beside.rename(directory)
     except BaseException:
         for place in (beside, tablespaces):
             shutil.rmtree(place, ignore_errors=True)
         raise
-    return tuple(tablespaces / str(oid) for oid in oids)
+    return tuple(spaces.values())
 
 
 def parse_files(chunks: Iterable[bytes]) -> Iterator[tuple[str, FileEntry]]:
@@ -124,34 +125,36 @@ class _Contents:
 class _Layout:
     """The directories and files of a base, made before their content comes."""
 
-    def __init__(self, roots: dict[str, Path], tablespaces: Path, account: Account | None) -> None:
-        self._roots, self._tablespaces, self._account = roots, tablespaces, account
+    def __init__(self, roots: dict[str, Path], spaces: dict[int, Path], account: Account | None) -> None:
+        self._roots, self._spaces, self._account = roots, spaces, account
+        self._root = roots[BASE]
         self.contents = {tar: _Contents() for tar in roots}
         self._made = {root: {root} for root in roots.values()}
 
     def make(self, entries: Iterable[tuple[str, FileEntry]]) -> None:
         """Make everything, files at their full length and empty."""
-        if len(self._roots) > 1:
-            self._directory(self._tablespaces)
+        for parent in {place.parent for place in self._spaces.values()}:
+            self._directory(parent)
         for root in self._roots.values():
             self._directory(root)
         for tar, entry in entries:
             self._make_one(tar, entry)
+        self._lead_here()
 
-    def lead_links_here(self, oids: Iterable[int]) -> None:
-        """Make the links to the tablespaces, and write the map that PostgreSQL makes them by anew.
+    def write_map(self) -> None:
+        """Write the map of tablespaces anew, by which PostgreSQL makes the links itself, over whatever is there."""
+        if (self._root / _MAP).exists():
+            lines = (f"{oid} {_escaped(str(place))}\n" for oid, place in self._spaces.items())
+            (self._root / _MAP).write_text("".join(lines))
 
-        A base of several tars has the map and no links.
-        """
-        (root, *_) = self._roots.values()
-        places = {oid: self._tablespaces / str(oid) for oid in oids}
-        for oid, place in places.items():
-            link = root / "pg_tblspc" / str(oid)
-            if not link.is_symlink():
-                link.symlink_to(place)
-                self._own(link)
-        if (root / _MAP).exists():
-            (root / _MAP).write_text("".join(f"{oid} {_escaped(str(place))}\n" for oid, place in places.items()))
+    def _lead_here(self) -> None:
+        """Make the links to the tablespaces, which a tar has only as a map."""
+        if self._spaces and self._root / _LINKS not in self._made[self._root]:
+            raise BaseRefused(f"The base has tablespaces, and no {_LINKS}.", mend=_OTHER)
+        for oid, place in self._spaces.items():
+            link = self._root / _LINKS / str(oid)
+            link.symlink_to(place)
+            self._own(link)
 
     def _make_one(self, tar: str, entry: FileEntry) -> None:
         root = self._roots.get(tar)
@@ -169,7 +172,8 @@ class _Layout:
             self._directory(path, entry.mode)
             self._made[root].add(path)
         elif entry.kind == "symlink":
-            self._link(entry, path)
+            # A tar has none: its links are the map's, and where one leads may be a living server's.
+            raise BaseRefused(f"{entry.name!r} in {BASE_FILES} is a link.", mend=_OTHER)
         else:
             self._file(path, entry.mode, entry.size)
             if entry.size and not self.contents[tar].add(entry.offset, entry.size, str(path)):
@@ -193,13 +197,6 @@ class _Layout:
                 os.fchown(descriptor, *self._account)
         finally:
             os.close(descriptor)
-
-    def _link(self, entry: FileEntry, path: Path) -> None:
-        found = _LINK.fullmatch(entry.name)
-        if found is None or tablespace_tar(int(found[1])) not in self._roots:
-            raise BaseRefused(f"{entry.name!r} in {BASE_FILES} is a link, and to no tablespace.", mend=_OTHER)
-        path.symlink_to(self._tablespaces / found[1])
-        self._own(path)
 
     def _own(self, path: Path) -> None:
         if self._account:

@@ -76,6 +76,7 @@ _MENDS = (
         "resource manager with ID",
         "The log has records that an extension writes itself: they cannot be replayed here.",
     ),
+    ("for the tablespace before restarting", "A tablespace was made after the base: recover from a newer one."),
     ("could not access file", "Install the library that it names, of the source's version, and recover again."),
     ("cannot allocate memory", "Free memory here, or recover on a larger machine."),
 )

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import re
+import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from include.errors import BackupError
@@ -16,13 +25,18 @@ from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket
-from include.recovery.base import unpack_base
+from include.recovery.base import BaseRefused, unpack_base
 from include.recovery.cluster import RecoveredCluster, RecoveryStopped, replayed
 from include.recovery.control import Control
-from include.recovery.soundness import ClusterUnsound, check_contents, check_relations
+from include.recovery.opened import OpenedBackup
+from include.recovery.private_server import PrivateServer
+from include.recovery.soundness import ClusterUnsound, check_contents, check_files, check_relations
 from include.recovery.target import StopAt
-from include.recovery.wal_spool import LogIncomplete
+from include.recovery.wal_spool import LogIncomplete, WalSpool
 from include.repository.catalog import Catalog
+from include.repository.contents import BASE, BASE_FILES
+from include.repository.envelopes import create_data_key
+from include.repository.layout import new_attempt
 from include.repository.lsn import Lsn, segment_name
 from include.repository.manifest import WalFile
 from include.repository.timelines import TimelineHistory
@@ -32,16 +46,35 @@ from include.sandbox.s3 import S3Server
 from include.sources.postgres.inventory import Inventory, TableContent, take_inventory
 from include.sources.postgres.relations import list_relations
 from include.sources.postgres.tools import tools_of
-from tests.damage import flip
+from tests.damage import flip, repair
 from tests.replication import SEGMENT, Cluster
-from tests.snapshots import POLICY, Chain, Ledger, Point, archive_of, reship, ship, smuggle, take_base
+from tests.snapshots import (
+    POLICY,
+    Chain,
+    Ledger,
+    Point,
+    archive_of,
+    reship,
+    ship,
+    ship_files,
+    smuggle,
+    store,
+    take_base,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def catalog(s3_primary: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+def keyring_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keyring.json"
+
+
+@pytest.fixture(scope="module")
+def catalog(s3_primary: S3Server, keyring_path: Path) -> Catalog:
     name = s3_primary.create_bucket("physical-recovery")
     store = Bucket(s3_primary.session(), name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
-    return Catalog(store, Keyring.create(tmp_path_factory.mktemp("keys") / "keyring.json"))
+    return Catalog(store, Keyring.create(keyring_path))
 
 
 @dataclass(frozen=True)
@@ -248,3 +281,291 @@ def test_refuses_a_plan_with_a_hole(story: Story, place: Path) -> None:
     ):
         pass
     assert not place.exists()
+
+
+def with_table(chain: Chain, change: Callable[[list[dict[str, Any]]], None]) -> OpenedBackup:
+    """The base, with another table of its files."""
+    lines = [json.loads(line) for line in b"".join(chain.opened().read(BASE_FILES)).splitlines()]
+    change(lines)
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    manifest = chain.manifest
+    attempt = new_attempt()
+    create_data_key(chain.catalog.bucket, chain.catalog.keyring, owner=manifest.id, attempt=attempt)
+    table = store(chain.catalog, manifest.backup, attempt, BASE_FILES, content)
+    artifacts = tuple(table if each.name == BASE_FILES else each for each in manifest.artifacts)
+    changed_manifest = manifest.model_copy(update={"artifacts": artifacts})
+    return OpenedBackup(chain.catalog, changed_manifest, policy=POLICY, progress=Progress("test"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"name": "../outside"}, "leads out of"),
+        ({"name": "/etc/outside"}, "leads out of"),
+        ({"name": "base/../../outside"}, "leads out of"),
+        ({"name": "nowhere/file"}, "lies in no directory"),
+        ({"name": "PG_VERSION"}, "twice"),
+        ({"name": "pg_tblspc/4711/file"}, "lies in no directory"),
+        ({"kind": "symlink", "link": "/etc", "name": "base/link"}, "is a link"),
+        ({"kind": "symlink", "link": "/etc", "name": "pg_tblspc/4711"}, "is a link"),
+        ({"tar": "database/other.tar"}, "no part of it"),
+        ({"offset": 0}, "where another file is"),
+        ({"size": 1 << 40}, "behind the end"),
+    ],
+)
+def test_refuses_a_table_that_leads_astray(story: Story, place: Path, change: dict[str, Any], told: str) -> None:
+    def astray(lines: list[dict[str, Any]]) -> None:
+        lines.append(lines.pop() | {"name": "last"} | change)
+
+    place.mkdir()
+    with pytest.raises(BaseRefused, match=told):
+        unpack_base(with_table(story.chain, astray), place / "data", policy=POLICY)
+    assert list(place.iterdir()) == []
+
+
+def test_leaves_nothing_of_a_base_with_a_flipped_bit(story: Story, place: Path) -> None:
+    chain = story.chain
+    [artifact] = [each for each in chain.manifest.artifacts if each.name == BASE]
+    assert len(artifact.segments) > 2
+    key = artifact.segments[-2].key
+    flip(chain.catalog.bucket, key)
+    place.mkdir()
+    with pytest.raises(StreamRefused, match=key):
+        unpack_base(chain.opened(), place / "data", policy=POLICY)
+    assert list(place.iterdir()) == []
+    repair(chain.catalog.bucket, key)
+
+
+def test_a_base_that_was_changed_after_its_copy_is_unsound(story: Story, place: Path) -> None:
+    place.mkdir()
+    data = place / "data"
+    unpack_base(story.chain.opened(), data, policy=POLICY)
+    check_files(tools_of(story.major), data)
+    assert data.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in data.rglob("*") if path.is_file()} == {0o600}
+    with (data / "global" / "pg_control").open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(ClusterUnsound, match="pg_control"):
+        check_files(tools_of(story.major), data)
+
+
+@contextmanager
+def small_disk(directory: Path, size: int) -> Iterator[Path]:
+    """A file system of so many bytes; where only root may mount one, files that may not grow past a megabyte."""
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode == 0:
+        try:
+            yield directory
+        finally:
+            subprocess.run(["umount", str(directory)], check=True)
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        yield directory
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [12 << 20, 60 << 20], ids=["of the base", "of the log"])
+def test_a_full_disk_says_so(story: Story, place: Path, size: int) -> None:
+    with (
+        small_disk(place, size) as disk,
+        pytest.raises(BackupError, match="Make room there"),
+        story.chain.recovered(story.stop("third"), disk),
+    ):
+        pass
+
+
+def test_keeps_a_cluster_that_goes_on_on_a_timeline_of_its_own(story: Story, place: Path) -> None:
+    chain, second, tools = story.chain, story.points["second"], tools_of(story.major)
+    with chain.recovered(story.stop("second"), place / "one", keep=True) as cluster:
+        assert cluster.timeline == 2
+    data = place / "one" / "data"
+    assert list(data.parent.iterdir()) == [data]
+    assert Control.read(tools, data).state == "shut down"
+    assert "137" not in (data / "postgresql.auto.conf").read_text()
+
+    with PrivateServer(tools, data, place / "server", account=server_account()) as server:
+        server.start({"wal_level": "replica", "wal_keep_size": "1GB"})
+        session = wait_for(server.connect)
+        with session, server.login(dbname="postgres").connect(application_name="test", autocommit=True) as branch:
+            branch.execute("INSERT INTO entry SELECT n, '' FROM generate_series(9001, 9100) n")
+            [(lsn,)] = branch.execute("SELECT pg_create_restore_point('branch')::text")
+            branch.execute("INSERT INTO entry VALUES (9999, 'too late')")
+            branch.execute("SELECT pg_switch_wal()")
+            [(end,)] = branch.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+        newer = ship_files(
+            chain.archive, data / "pg_wal", lambda name: name.startswith("00000002") and (name < end or "h" in name)
+        )
+    history = TimelineHistory.parse(2, (data / "pg_wal" / "00000002.history").read_text())
+    left = segment_name(1, history.switches[0][1], SEGMENT)
+    wal = tuple(file for file in chain.wal if file.name < left) + newer
+    stop = StopAt(name="branch", lsn=Lsn.parse(lsn))
+    with chain.recovered(stop, place / "two", wal=wal, history=history) as cluster:
+        assert rows(cluster) == [*range(1, second.rows + 1), *range(9001, 9101)]
+        assert cluster.timeline == 3
+    with chain.recovered(story.stop("second"), place / "three", keep=True) as cluster:
+        assert cluster.timeline == 3  # the second is taken
+
+
+def wait_for(what: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+@pytest.mark.parametrize("major", [18, 15])
+def test_recovers_tablespaces_where_they_touch_nothing(
+    sandbox_directory: Path, catalog: Catalog, place: Path, major: int
+) -> None:
+    """And, because more was open at the base's checkpoint than that writes down, with nobody let in before the end."""
+    directory = sandbox_directory / f"spaces-{major}"
+    with PostgresServer(directory, major=major, durable=False, settings={"wal_keep_size": "1GB"}) as server:
+        there = directory / "space"
+        there.mkdir(mode=0o700)
+        owner = server.data.stat()
+        os.chown(there, owner.st_uid, owner.st_gid)
+        cluster = Cluster(server)
+        cluster.run(f"CREATE TABLESPACE space LOCATION '{there}'")
+        cluster.run("CREATE TABLE entry (n bigint) TABLESPACE space", "INSERT INTO entry VALUES (1)")
+        with server.superuser.connect(application_name="test") as much:
+            for number in range(70):
+                much.execute(f"SAVEPOINT s{number}")
+                much.execute("INSERT INTO entry VALUES (-1)")
+            manifest = take_base(cluster, catalog, directory, day=100 + major)
+            cluster.run("INSERT INTO entry VALUES (2)")
+            point = Lsn.parse(cluster.value("SELECT pg_create_restore_point('open')::text"))
+            cluster.run("INSERT INTO entry VALUES (3)")
+            archive = archive_of(catalog, manifest)
+            wal = ship(cluster, archive, manifest.base.start_lsn)
+    before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
+    assert before
+    [space] = manifest.base.tablespaces
+    chain = Chain(catalog, archive, manifest, wal, TimelineHistory(1))
+    with chain.recovered(StopAt(name="open", lsn=point), place, verify=True) as recovered:
+        assert rows(recovered) == [1, 2]
+        link = recovered.data / "pg_tblspc" / str(space.oid)
+        assert link.readlink() == place / "tablespaces" / str(space.oid)
+        with recovered.login.connect(application_name="test", autocommit=True) as session:
+            session.execute("INSERT INTO entry VALUES (4)")
+            session.execute("CHECKPOINT")
+    assert {path: path.read_bytes() for path in there.rglob("*") if path.is_file()} == before
+    assert list(place.iterdir()) == []
+
+
+def test_a_superuser_of_any_name_is_found(sandbox_directory: Path, catalog: Catalog, place: Path) -> None:
+    directory = sandbox_directory / "renamed"
+    with PostgresServer(directory, major=18, durable=False, settings={"wal_keep_size": "1GB"}) as server:
+        cluster = Cluster(server)
+        cluster.run("CREATE ROLE chief SUPERUSER LOGIN PASSWORD 'c'", "CREATE TABLE entry (n bigint)")
+        chief = server.login("chief", "c")
+        with chief.connect(application_name="test", autocommit=True) as session:
+            session.execute('ALTER ROLE postgres RENAME TO "Zoë, the first"')
+            session.execute("ALTER ROLE \"Zoë, the first\" SET session_preload_libraries = 'not_here'")
+            session.execute("CHECKPOINT")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(PostgresServer, "superuser", property(lambda _: chief))
+                manifest = take_base(cluster, catalog, directory, day=200)
+                point = Lsn.parse(cluster.value("SELECT pg_create_restore_point('p')::text"))
+                archive = archive_of(catalog, manifest)
+                wal = ship(cluster, archive, manifest.base.start_lsn)
+    chain = Chain(catalog, archive, manifest, wal, TimelineHistory(1))
+    with chain.recovered(StopAt(name="p", lsn=point), place) as recovered:
+        assert recovered.login.user == "Zoë, the first"
+        assert rows(recovered) == []
+
+
+HOLD = """
+import json, sys
+from pathlib import Path
+import boto3
+from include.pipeline.keys import Keyring
+from include.pipeline.store import Bucket
+from include.recovery.target import StopAt
+from include.repository.catalog import Catalog
+from include.repository.manifest import Manifest, WalFile
+from include.repository.timelines import TimelineHistory
+from tests.snapshots import Chain, archive_of
+
+told = json.load(sys.stdin)
+session = boto3.Session(told["access_key"], told["secret_key"], region_name=told["region"])
+bucket = Bucket(session, told["bucket"], region=told["region"], endpoint_url=told["endpoint_url"])
+catalog = Catalog(bucket, Keyring.load(Path(told["keyring"])))
+manifest = Manifest.model_validate_json(told["manifest"])
+wal = tuple(WalFile.model_validate_json(file) for file in told["wal"])
+chain = Chain(catalog, archive_of(catalog, manifest), manifest, wal, TimelineHistory(1))
+with chain.recovered(StopAt(name="first"), Path(told["place"])) as cluster:
+    print((cluster.data / "postmaster.pid").read_text().split()[0], flush=True)
+    import time
+    time.sleep(600)
+"""
+
+
+def test_a_killed_recovery_leaves_no_server(
+    story: Story, place: Path, s3_primary: S3Server, keyring_path: Path
+) -> None:
+    key = s3_primary.session().get_credentials()
+    bucket = story.chain.catalog.bucket
+    told = {
+        "access_key": key.access_key,
+        "secret_key": key.secret_key,
+        "region": s3_primary.region,
+        "endpoint_url": s3_primary.endpoint_url,
+        "bucket": bucket.name,
+        "keyring": str(keyring_path),
+        "manifest": story.chain.manifest.model_dump_json(),
+        "wal": [file.model_dump_json() for file in story.chain.wal],
+        "place": str(place),
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        child.stdin.write(json.dumps(told))
+        child.stdin.close()
+        server = psutil.Process(int(child.stdout.readline()))
+        family = [server, *server.children(recursive=True)]
+        assert len(family) > 3
+    finally:
+        child.kill()
+        child.wait()
+    wait_for(lambda: all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in family))
+
+
+def test_the_spool_gives_what_is_waited_for_first(story: Story, place: Path) -> None:
+    chain, log = story.chain, place / "pg_wal"
+    log.mkdir(parents=True)
+    gone = smuggle(chain.archive, "0000000100000000000000AA", b"no segment")
+    huge = 1 << 30  # so two may lie ready
+    spool = WalSpool(
+        chain.archive, [*chain.wal, gone], place / "spool", segment_bytes=huge, policy=POLICY, progress=Progress("test")
+    )
+
+    def ask(name: str) -> int:
+        command = ["sh", place / "spool" / "restore.sh", name, log / "RECOVERYXLOG"]
+        return subprocess.run(command, check=False, timeout=60).returncode
+
+    with spool:
+        last, first = chain.wal[-1], chain.wal[0]
+        for file in (last, first):
+            assert ask(file.name) == 0
+            taken = (log / "RECOVERYXLOG").rename(log / file.name)
+            assert hashlib.sha256(taken.read_bytes()).hexdigest() == file.raw_sha256
+        assert ask(first.name) == 1  # it is where PostgreSQL looks next
+        assert ask("0000000100000000000000AB") == 1
+        assert ask("00000002.history") == 1
+        assert ask(gone.name) == 200
+        (log / last.name).unlink()
+        spool.begin_again()
+        assert ask(last.name) == 0
+    assert isinstance(spool.failure, WalRefused)
+    assert not (place / "spool").exists()
