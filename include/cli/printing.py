@@ -16,14 +16,13 @@ from rich.progress import Progress as Bars
 
 from include.errors import BackupError
 from include.pipeline.progress import Progress, Snapshot
-from include.repository.manifest import Manifest
 
 OUT, ERR = Console(), Console(stderr=True)
 
 
 @contextmanager
-def progress_bar(label: str, manifest: Manifest, quiet: bool) -> Iterator[Progress]:
-    """A bar on standard error where a person looks at it, nothing otherwise."""
+def progress_bar(label: str, total: int, quiet: bool) -> Iterator[Progress]:
+    """A bar of so many bytes on standard error where a person looks at it, nothing otherwise."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -32,7 +31,7 @@ def progress_bar(label: str, manifest: Manifest, quiet: bool) -> Iterator[Progre
         TimeElapsedColumn(),
     )
     with Bars(*columns, console=ERR, disable=quiet or not ERR.is_terminal, transient=True) as bars:
-        bar = bars.add_task(label, total=manifest.raw_bytes)
+        bar = bars.add_task(label, total=total)
 
         def report(snapshot: Snapshot) -> None:
             bars.update(bar, completed=snapshot.raw_bytes)

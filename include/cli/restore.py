@@ -11,8 +11,8 @@ import boto3
 import typer
 from rich.markup import escape
 
+from include.cli.moment import absolute, restore_moment
 from include.cli.place import (
-    BackupArgument,
     DespiteOption,
     JsonOption,
     Place,
@@ -24,19 +24,48 @@ from include.cli.printing import OUT, print_json, progress_bar
 from include.pipeline.store import Bucket
 from include.recovery.configuration import restore_configuration, return_files
 from include.recovery.database import restore_database, restore_part
+from include.recovery.moment import Chosen, Destinations
 from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
 from include.repository.manifest import moment_text
 
-WHERE, PART, OVER = "Where to", "Only a part", "Over what exists"
+WHERE, PART, OVER, MOMENT = "Where to", "Only a part", "Over what exists", "A moment between the backups"
 
 
 def restore(
     context: typer.Context,
-    backup: BackupArgument,
+    backup: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[BACKUP]",
+            help="An id as `list` shows it, or `latest`: the newest full backup whose verification did not fail.",
+        ),
+    ] = None,
     *,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            help="A moment, in place of a backup: 2026-11-22T10:37:12+00:00, a backup's id (its consistency point), a "
+            "restore point's name, or latest.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = None,
+    only_plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what it takes and what it reaches; write nothing.", rich_help_panel=MOMENT),
+    ] = False,
+    data_directory: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="The whole cluster of that moment, stopped, as PATH/data.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = None,
     database: Annotated[
         str | None,
         typer.Option(
@@ -103,7 +132,7 @@ def restore(
     despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring a backup back: the database, the objects, the configuration, whichever have a place named for them.
+    """Bring a backup or a moment back: database, objects, configuration, whichever have a place named for them.
 
     Without further options all of it, into an empty place: a new database, an empty bucket, an unused path. The
     database is restored beside what exists, with its roles, compared with what was backed up, and gets its name when it
@@ -114,6 +143,9 @@ def restore(
     their types, indexes, constraints, triggers and sequences, and belong to the login. Roles and privileges do not
     come, nor foreign keys to tables that do not; what is left out is listed. Objects and files come into a bucket or
     checkout in use: what is there already and the same is left.
+
+    With --to it is any moment between the snapshots' and the increments': the cluster is recovered in a temporary place
+    (TMPDIR needs room for it), and the database copied out of it. The plan is told first; --plan tells it, and no more.
 
     Nothing that exists is overwritten, unless --overwrite says so. It ends the sessions in a database that it replaces.
     """
@@ -126,11 +158,31 @@ def restore(
         under=under,
         overwrite=overwrite,
     )
+    if (backup is None) == (to is None):
+        raise typer.BadParameter("Name a backup, or a moment with --to.")
+    if to is not None:
+        asked.must_fit(database=database or data_directory, objects=objects, configuration=configuration)
+        into = Destinations(
+            server=server() if database else None,
+            database=database,
+            data_directory=absolute(data_directory),
+            objects=_bucket(context.obj, objects, objects_endpoint_url, objects_profile) if objects else None,
+            configuration=absolute(configuration),
+            overwrite=overwrite,
+        )
+        chosen = Chosen(asked.components, asked.tables, asked.keys, asked.prefixes, asked.files, asked.under)
+        restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json)
+        return
+    if only_plan or data_directory:
+        raise typer.BadParameter("--plan and --data-directory go with --to.")
     asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
-    manifest = find_sound_backup(catalog, backup, despite=despite)
+    manifest = find_sound_backup(catalog, str(backup), despite=despite)
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
-    with scratch_directory() as scratch, progress_bar(f"restoring {manifest.id}", manifest, as_json) as progress:
+    with (
+        scratch_directory() as scratch,
+        progress_bar(f"restoring {manifest.id}", manifest.raw_bytes, as_json) as progress,
+    ):
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
         asked.must_know_components(opened, database=database, objects=objects, configuration=configuration)
         if configuration:
@@ -167,6 +219,10 @@ class _Asked:
         """Raise for an option that has nowhere to go."""
         if not (database or objects or configuration):
             raise typer.BadParameter("Name at least one of --database, --objects and --configuration.")
+        self.must_fit(database=database, objects=objects, configuration=configuration)
+
+    def must_fit(self, *, database: str | Path | None, objects: str | None, configuration: Path | None) -> None:
+        """Raise for an option whose place is not named."""
         for given, option, place, there in (
             (self.tables, "--table", "--database", database),
             (self.keys, "--object", "--objects", objects),

@@ -55,7 +55,7 @@ _TOLD = 5
 
 
 @dataclass(frozen=True)
-class Places:
+class Destinations:
     """Where a moment is brought back to; what has no place stays away.
 
     `database` becomes a database of that name on `server` (a superuser's login). Below `data_directory` the whole
@@ -114,7 +114,7 @@ def restore_to(
     plan: RecoveryPlan,
     catalog: Catalog,
     policy: Policy,
-    places: Places,
+    places: Destinations,
     *,
     scratch: Path,
     progress: Progress,
@@ -135,7 +135,7 @@ class _Restore:
         plan: RecoveryPlan,
         catalog: Catalog,
         policy: Policy,
-        places: Places,
+        places: Destinations,
         *,
         scratch: Path,
         progress: Progress,

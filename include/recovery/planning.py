@@ -41,7 +41,7 @@ from include.repository.timelines import TimelineHistory
 from include.sources.postgres.tools import tools_of
 from include.sources.postgres.waldump import Commit, commits
 
-__all__ = ["RecoveryPlan", "Span", "Target", "Unreachable", "plan_recovery", "recoverable", "reopen"]
+__all__ = ["EVERYTHING", "RecoveryPlan", "Span", "Target", "Unreachable", "plan_recovery", "recoverable", "reopen"]
 
 ReadCommits = Callable[[Branch, Lsn, Lsn], Generator[Commit]]
 """The transactions that ended in `[start, end)` of a branch's log, in the log's order."""

@@ -1,0 +1,271 @@
+"""Any moment between the backups: exactly the rows that were committed by then, and the objects and files of then."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from include.backup.increment import make_increment
+from include.backup.snapshot import make_snapshot
+from include.pipeline.progress import Progress
+from include.pipeline.store import Bucket, ObjectVersion
+from include.policy import load_policy
+from include.recovery.moment import Chosen, Destinations, RestoredMoment, restore_to
+from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery
+from include.repository.catalog import Catalog
+from include.repository.layout import BackupId
+from include.repository.manifest import Manifest
+from include.sandbox.installation import Installation
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+from include.sources.objects import objects_as_of
+
+POLICY = load_policy()
+SCALE = 0.02
+ROWS = "SELECT n, xmin::text FROM public.entry ORDER BY n"
+WRITTEN = "SELECT n, pg_xact_commit_timestamp(xmin) FROM public.entry ORDER BY n"
+
+
+class Writer:
+    """Commits numbered rows, one a transaction, until told to stop; a server that is away is waited for."""
+
+    def __init__(self, server: PostgresServer, database: str) -> None:
+        self._server, self._database = server, database
+        self._stopped, self._number = threading.Event(), 0
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._grown = threading.Condition()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def go_on(self, rows: int) -> None:
+        """Wait until so many more rows were committed."""
+        with self._grown:
+            until = self._number + rows
+            assert self._grown.wait_for(lambda: self._number >= until, timeout=60)
+
+    def _write(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                login = self._server.superuser.with_database(self._database)
+                with login.connect(application_name="writer", autocommit=True) as session:
+                    (last,) = session.execute("SELECT coalesce(max(n), 0) FROM public.entry").fetchone() or (0,)
+                    while not self._stopped.wait(0.005):
+                        last += 1
+                        session.execute("INSERT INTO public.entry VALUES (%s, repeat('x', 500))", (last,))
+                        with self._grown:
+                            self._number += 1
+                            self._grown.notify_all()
+            except Exception:
+                continue
+
+
+@dataclass
+class Story:
+    """One installation through snapshot, increments and crashes, and what was true when."""
+
+    installation: Installation
+    scratch: Path
+    made: list[Manifest] = field(default_factory=list)
+    rows: dict[int, datetime] = field(default_factory=dict)
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.installation.catalog()
+
+    @property
+    def files(self) -> Bucket:
+        return self.installation.application().objects
+
+    def back_up(self, type_: str) -> None:
+        backup = BackupId(type_, datetime.now(UTC), manual=True)  # type: ignore[arg-type]
+        make = make_snapshot if type_ == "snapshot" else make_increment
+        self.made.append(
+            make(
+                backup,
+                slot=None,
+                application=self.installation.application(),
+                catalog=self.catalog,
+                policy=POLICY,
+                scratch=self.scratch,
+            )
+        )
+
+    def change(self, number: int) -> None:
+        """Objects made, replaced and deleted, one that the database names from then on, and a commit."""
+        files = self.files
+        for key in (f"uploads/moment-{number}", "uploads/replaced"):
+            files.client.put_object(Bucket=files.name, Key=key, Body=f"of {number}".encode())
+        if number:
+            files.client.delete_object(Bucket=files.name, Key=f"uploads/moment-{number - 1}")
+        checkout = self.installation.synapse.configuration
+        (checkout / "moment.txt").write_text(f"of {number}\n")
+        for arguments in (["add", "moment.txt"], ["commit", "-q", "-m", f"moment {number}"]):
+            subprocess.run(["git", "-C", str(checkout), *arguments], check=True, capture_output=True)
+
+    def plan(self, target: str | datetime) -> RecoveryPlan:
+        text = target if isinstance(target, str) else target.isoformat()
+        return plan_recovery(self.catalog, Target.parse(text), POLICY, scratch=self.scratch)
+
+    def restore(self, plan: RecoveryPlan, to: Destinations, chosen: Chosen = Chosen()) -> RestoredMoment:  # noqa: B008
+        with Progress("a test", scratch=self.scratch) as progress:
+            return restore_to(plan, self.catalog, POLICY, to, scratch=self.scratch, progress=progress, chosen=chosen)
+
+    def committed_by(self, moment: datetime) -> list[int]:
+        return [number for number, when in self.rows.items() if when <= moment]
+
+
+@pytest.fixture(scope="module")
+def story(sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server) -> Iterator[Story]:
+    """A snapshot and three increments, with two crashes of the server between, and one writer all through."""
+    directory = sandbox_directory / "moments"
+    directory.mkdir()
+    directory.chmod(0o711)
+    scratch = directory / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o711)
+    settings = {"track_commit_timestamp": "on"}
+    with PostgresServer(directory / "server", major=18, durable=False, settings=settings) as server:
+        installation = Installation.make(
+            directory, postgres=server, primary=s3_primary, replica=s3_replica, suffix="-moments", scale=SCALE
+        )
+        name = installation.synapse.database.dbname
+        with installation.synapse.database.connect(application_name="test", autocommit=True) as session:
+            session.execute("CREATE TABLE public.entry (n int PRIMARY KEY, body text)")
+        told = Story(installation, scratch)
+        with Writer(server, name) as writer:
+            told.change(0)
+            writer.go_on(20)
+            told.back_up("snapshot")
+            for number in (1, 2):
+                writer.go_on(30)
+                told.change(number)
+                installation.settle()
+                server.crash()
+                server.start()
+                writer.go_on(30)
+                told.back_up("incremental")
+            writer.go_on(30)
+            told.change(3)
+            installation.settle()
+            writer.go_on(30)
+            told.back_up("incremental")
+        with installation.synapse.database.connect(application_name="test") as session:
+            told.rows = dict(session.execute(WRITTEN).fetchall())
+        yield told
+        installation.synapse.destroy()
+
+
+@pytest.fixture
+def database(story: Story) -> Iterator[str]:
+    """A name for a database on the server, dropped at the end."""
+    name = f"moment_{secrets.token_hex(4)}"
+    yield name
+    with story.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)".encode())
+
+
+def rows_of(story: Story, database: str) -> list[int]:
+    login = story.installation.postgres.superuser.with_database(database)
+    with login.connect(application_name="test") as session:
+        return [n for (n,) in session.execute("SELECT n FROM public.entry ORDER BY n")]
+
+
+def moments(story: Story, count: int, seed: int) -> list[datetime]:
+    """Anywhere between the end of the base and the last backup, and exactly when a row was committed."""
+    draw = random.Random(seed)
+    base = story.made[0].base
+    assert base is not None
+    first, last = base.stopped, story.made[-1].consistency_point.time
+    within = [when for when in story.rows.values() if first <= when <= last]
+    return [draw.choice(within) if number % 2 else first + (last - first) * draw.random() for number in range(count)]
+
+
+def content_of(version: ObjectVersion) -> object:
+    """An ETag of what was uploaded in parts does not come back."""
+    return version.size if "-" in version.etag else version.etag
+
+
+def objects_then(story: Story, plan: RecoveryPlan) -> dict[str, object]:
+    assert plan.objects is not None
+    versions = story.files.versions("")
+    return {version.key: content_of(version) for version in objects_as_of(versions, plan.objects.as_of)}
+
+
+@pytest.mark.requirement("R1.2", "R5.1", "R5.2")
+def test_a_moment_between_two_backups_has_what_was_committed_by_then(
+    story: Story, database: str, bucket: str, s3_primary: S3Server, tmp_path: Path
+) -> None:
+    moment = story.made[1].consistency_point.time + timedelta(seconds=0.7)
+    plan = story.plan(moment)
+    assert plan.base == story.made[0]
+    into = Bucket(s3_primary.session(), bucket, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    server = story.installation.postgres.superuser
+    to = Destinations(server=server, database=database, objects=into, configuration=tmp_path / "checkout")
+    restored = story.restore(plan, to)
+    assert rows_of(story, database) == story.committed_by(moment)
+    assert {version.key: content_of(version) for version in into.versions("")} == objects_then(story, plan)
+    assert restored.facts["objects_missing"] == 0
+    assert (restored.facts["in_recovery"], restored.facts["accepts_writes"]) == (False, True)
+    assert (tmp_path / "checkout" / "moment.txt").read_text() == "of 1\n"
+    assert list(story.scratch.iterdir()) == []
+
+
+@pytest.mark.requirement("R1.3", "R5.2")
+def test_each_consistency_point_is_recovered_by_its_name(story: Story, database: str) -> None:
+    snapshot = story.made[0]
+    plan = story.plan(snapshot.consistency_point.restore_point)
+    restored = story.restore(plan, Destinations(server=story.installation.postgres.superuser, database=database))
+    assert restored.facts["compared_with"] == snapshot.id
+    assert restored.database is not None
+    assert restored.database.rows == snapshot.database.rows
+    with pytest.raises(Unreachable, match=r"is in .* yet"):
+        story.plan(datetime.now(UTC) + timedelta(hours=1))
+
+
+def test_one_table_of_a_moment_comes_beside(story: Story, database: str) -> None:
+    moment = story.made[-1].consistency_point.time - timedelta(seconds=0.2)
+    to = Destinations(server=story.installation.postgres.superuser, database=database)
+    restored = story.restore(story.plan(moment), to, Chosen(tables=["public.entry"]))
+    assert restored.database is not None
+    assert restored.database.tables == 1
+    assert rows_of(story, database) == story.committed_by(moment)
+
+
+def test_the_log_alone_says_where_each_of_fifty_moments_is(story: Story) -> None:
+    """Planning is cheap: the rows that were committed by each place in the log, by pg_waldump, not by the server."""
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    for moment in moments(story, 6, seed):
+        plan = story.plan(moment)
+        assert plan.reaches <= moment
+        kept = [when for when in story.rows.values() if when <= moment]
+        if kept and plan.stop.name is None:
+            assert plan.reaches >= kept[-1]
+
+
+@pytest.mark.soak
+def test_fifty_random_moments_have_exactly_the_rows_of_then(story: Story) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    for moment in moments(story, 50, seed):
+        name = f"moment_{secrets.token_hex(4)}"
+        to = Destinations(server=story.installation.postgres.superuser, database=name)
+        story.restore(story.plan(moment), to, Chosen(tables=["public.entry"]))
+        assert rows_of(story, name) == story.committed_by(moment), f"seed {seed}, {moment.isoformat()}"
+        with story.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+            session.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
