@@ -60,7 +60,8 @@ class Destinations:
 
     `database` becomes a database of that name on `server` (a superuser's login). Below `data_directory` the whole
     cluster is kept, stopped, as `data_directory/data`. `objects` is a bucket and `configuration` a path, both empty,
-    unless `overwrite` says that what is there may be replaced, and kept beside.
+    unless `overwrite` says that what is there may be replaced, and kept beside. Without `owned` the database comes as
+    parts of one do: it belongs to the login, which need not be a superuser's, and no role is touched.
     """
 
     server: DatabaseLogin | None = None
@@ -69,6 +70,7 @@ class Destinations:
     objects: Bucket | None = None
     configuration: Path | None = None
     overwrite: bool = False
+    owned: bool = True
 
     @property
     def needs_cluster(self) -> bool:
@@ -225,10 +227,10 @@ class _Restore:
 
     def _copied(self, live: LiveDatabase, server: DatabaseLogin, name: str) -> RestoredDatabase | None:
         chosen = self._chosen
-        if not chosen:
+        if not chosen and self._places.owned:
             keep_as = kept_database_name(name) if self._places.overwrite else None
             return restore_database(live, server=server, name=name, scratch=self._scratch, keep_as=keep_as)
-        components = chosen.of(live.database_components())
+        components = chosen.of(live.database_components()) if chosen else live.database_components()
         if not components and not chosen.tables:
             return None
         return restore_part(
@@ -248,7 +250,7 @@ class _Restore:
             "compared_with": self._compared(live),
         }
         with cluster.login.connect(application_name=APPLICATION, autocommit=True) as session:
-            _require_service(session)
+            require_service(session)
         return {**facts, "in_recovery": False, "accepts_writes": True, "timeline": cluster.timeline}
 
     def _compared(self, live: LiveDatabase) -> str | None:
@@ -301,7 +303,7 @@ class _Restore:
         return return_files(repository, target, patterns=chosen.files, components=components, keep_in=keep, files=files)
 
 
-def _require_service(session: Session) -> None:
+def require_service(session: Session) -> None:
     """It is no standby, and takes a write, of which nothing stays."""
     try:
         (in_recovery,) = session.execute("SELECT pg_is_in_recovery()").fetchone() or (True,)
