@@ -20,6 +20,7 @@ from typing import Any
 from include.backup.sample import Turn, restore_sample
 from include.backup.sizes import Sizes, shrunk
 from include.backup.start import start_snapshot
+from include.backup.window_proof import check_changes, check_log, misfits
 from include.errors import BackupError
 from include.pipeline.artifacts import ArtifactRefused
 from include.pipeline.keys import KeyringError
@@ -41,6 +42,7 @@ from include.repository.packs import PackRefused
 from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
 from include.repository.wal import WalArchive, WalRefused
 from include.sources.postgres.login import DatabaseLogin
+from include.sources.postgres.waldump import WalBroken
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ VERDICTS = (
     ArtifactRefused,
     PackRefused,
     WalRefused,
+    WalBroken,
     ManifestRefused,
     ObjectMissing,
     ObjectCut,
@@ -170,10 +173,15 @@ def check_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scrat
             opened.check(artifact)
         segments = _check_wal(catalog, manifest, policy, progress) if manifest.wal else 0
         objects = sum(opened.check_objects(component) for component in opened.object_components())
+        deleted = 0
+        if manifest.type == "incremental":
+            check_log(catalog, manifest, policy, scratch=scratch, progress=progress)
+            objects, deleted = check_changes(opened)
         usage = progress.usage()
-    if objects != manifest.objects.objects:
+    if (objects, deleted) != (manifest.objects.objects, manifest.objects.deleted):
         raise SizeSuspect(
-            f"The indexes of {backup} list {objects} objects, and its manifest counts {manifest.objects.objects}.",
+            f"The indexes of {backup} list {objects} objects and {deleted} deletions, and its manifest counts "
+            f"{manifest.objects.objects} and {manifest.objects.deleted}.",
             mend="Do not rely on this backup; run another one.",
         )
     return {
@@ -221,6 +229,8 @@ def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: 
     that was `accepted`. Raises `SizeSuspect`.
     """
     manifest = catalog.get(backup)
+    if manifest.type == "incremental":
+        return _check_increment(manifest)
     with Progress(f"weighing {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
         sizes = Sizes.of(OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress))
         if misfits := list(sizes.misfits()):
@@ -243,6 +253,16 @@ def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: 
         "compared_with": len(before),
         **({"shrunk": "; ".join(shrinkage)} if shrinkage else {}),
     }
+
+
+def _check_increment(manifest: Manifest) -> Facts:
+    """What an increment counts is what it has; it is compared with none before it, because an hour may be idle."""
+    if found := list(misfits(manifest)):
+        raise SizeSuspect(
+            f"The sizes of {manifest.id} do not fit: {'; '.join(found)}.",
+            mend="Run a snapshot backup now, and look at this increment.",
+        )
+    return {"object_bytes": manifest.objects.raw_bytes, "log_bytes": manifest.wal.raw_bytes if manifest.wal else 0}
 
 
 def _before(catalog: Catalog, manifest: Manifest, policy: Policy, progress: Progress) -> list[Sizes]:

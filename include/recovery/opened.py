@@ -12,11 +12,11 @@ from include.pipeline.artifacts import check_artifact, read_artifact, read_segme
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
 from include.repository.catalog import Catalog
-from include.repository.contents import STRUCTURE, object_index
+from include.repository.contents import STRUCTURE, object_changes, object_index
 from include.repository.envelopes import open_data_key
 from include.repository.manifest import Artifact, Manifest, ManifestRefused, Pack
 from include.repository.packs import Member, check_pack, read_member
-from include.sources.objects import IndexEntry, parse_index
+from include.sources.objects import Deletion, IndexEntry, parse_changes, parse_index
 
 
 class _Members:
@@ -119,6 +119,18 @@ class OpenedBackup:
         """The objects of a component, in no particular order."""
         return parse_index(self.read(object_index(component)))
 
+    def changed_components(self) -> list[str]:
+        """The components of which an increment tells what changed."""
+        return [
+            artifact.component
+            for artifact in self.manifest.artifacts
+            if artifact.name == object_changes(artifact.component)
+        ]
+
+    def changes(self, component: str) -> Iterator[IndexEntry | Deletion]:
+        """The versions and deletions of a component since the backup before, in no particular order."""
+        return parse_changes(self.read(object_changes(component)))
+
     def holds(self, entry: IndexEntry) -> bool:
         """Whether the backup's packs have the content of an object."""
         return all(member.pack in self._packs for member in entry.members)
@@ -138,7 +150,7 @@ class OpenedBackup:
         """Read every pack of a component back, once, and prove each object in it; returns how many there are (R4.5)."""
         members: dict[str, _Members] = defaultdict(_Members)
         count = 0
-        for entry in self.objects(component):
+        for entry in self._versions(component):
             count += 1
             for member in entry.members:
                 members[self._pack(member).id].add(member)
@@ -159,6 +171,12 @@ class OpenedBackup:
             for result in [pool.submit(check, pack.id) for pack in self._packs.values() if pack.component == component]:
                 result.result()
         return count
+
+    def _versions(self, component: str) -> Iterator[IndexEntry]:
+        """The objects of a component that the backup holds, whether it lists all or what changed."""
+        if self.has(object_index(component)):
+            return self.objects(component)
+        return (line for line in self.changes(component) if isinstance(line, IndexEntry))
 
     def _pack(self, member: Member) -> Pack:
         try:

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from include.backup.adoption import Adopted
-from include.backup.increment import make_increment
+from include.backup.increment import NeverKept, make_increment
 from include.backup.wal_collection import collect_wal, read_log
-from include.errors import BackupError
+from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
+from include.pipeline.store import Bucket
 from include.policy import load_policy
 from include.repository.catalog import Catalog
 from include.repository.chain import ClusterChanged, NoBase, OldPrimary
-from include.repository.layout import BackupId
-from include.repository.ledger import GapDeclared, read_gaps
-from include.repository.lsn import Lsn, segment_start
-from include.repository.manifest import BaseBackup, Manifest, Slot
+from include.repository.layout import BackupId, new_attempt
+from include.repository.ledger import Gap, GapDeclared, read_gaps
+from include.repository.lsn import Lsn, is_segment, segment_start
+from include.repository.manifest import BaseBackup, Manifest, Slot, WalWindow
 from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sandbox.standby import Standby
 from include.sources.postgres.slots import ANCHOR, secure_anchor
 from tests import manifests
+from tests.damage import flip
 
 POLICY = load_policy()
 SCALE = 0.02
@@ -36,12 +42,26 @@ HOUR = timedelta(hours=1)
 class Chain:
     """An installation with a chain, and the hours of its schedule."""
 
-    def __init__(self, installation: Installation, scratch: Path) -> None:
-        self.installation, self.scratch = installation, scratch
-        self.application, self.catalog = installation.application(), installation.catalog()
+    def __init__(self, installation: Installation, catalog: Catalog, scratch: Path) -> None:
+        self.installation, self.catalog, self.scratch = installation, catalog, scratch
+        self.application = installation.application()
+        self.server = installation.postgres
         self._hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 
-    def base(self) -> Manifest:
+    def on(self, server: PostgresServer) -> Chain:
+        """The same, with the connections pointed at another server."""
+        other = Chain(self.installation, self.catalog, self.scratch)
+        other.server = server
+        other.application = replace(
+            self.application,
+            **{
+                name: replace(getattr(self.application, name), port=server.port)
+                for name in ("barrier", "dump", "replication")
+            },
+        )
+        return other
+
+    def base(self, *, ago: timedelta = timedelta(), system_identifier: str | None = None) -> Manifest:
         """A snapshot in all but its base, which nobody here restores."""
         with self.application.replication.connect(application_name="test", autocommit=True) as session:
             secure_anchor(session)
@@ -52,28 +72,36 @@ class Chain:
             id=str(backup),
             type="snapshot",
             base=BaseBackup(start_lsn=state.flushed, stop_lsn=state.flushed, started=state.time, stopped=state.time),
-            wal=collect_wal(
-                self.application,
-                self.catalog,
-                start=start,
-                since=state.time,
-                attempt=manifests.ATTEMPT,
-                policy=POLICY,
-                scratch=self.scratch,
-                progress=Progress("base"),
-            ),
+            wal=self.collect(start),
         )
         database = made.database.model_copy(
             update={
-                "system_identifier": state.server.system_identifier,
+                "system_identifier": system_identifier or state.server.system_identifier,
                 "timeline": state.server.timeline,
             }
         )
         point = made.consistency_point.model_copy(
-            update={"time": state.time, "objects_as_of": self.application.objects.clock()}
+            update={
+                "time": state.time - ago,
+                "lsn": str(made.wal and made.wal.end_lsn),
+                "objects_as_of": self.application.objects.clock(),
+            }
         )
         return manifests.commit(
             self.catalog, made.model_copy(update={"database": database, "consistency_point": point})
+        )
+
+    def collect(self, start: Lsn) -> WalWindow:
+        """Ship what there is from `start` on."""
+        return collect_wal(
+            self.application,
+            self.catalog,
+            start=start,
+            since=datetime.now(UTC),
+            attempt=new_attempt(),
+            policy=POLICY,
+            scratch=self.scratch,
+            progress=Progress("log"),
         )
 
     def increment(self, backup: BackupId | None = None, *, slot: Slot | None = None) -> Manifest:
@@ -92,7 +120,7 @@ class Chain:
         return BackupId("incremental", slot.end), slot
 
     def sql(self, statement: str) -> list[tuple[object, ...]]:
-        with self.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+        with self.server.superuser.connect(application_name="test", autocommit=True) as session:
             cursor = session.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
@@ -101,6 +129,34 @@ class Chain:
         for _ in range(segments):
             self.sql("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000))")
             self.sql("SELECT pg_switch_wal()")
+
+    def drop_anchor(self) -> None:
+        self.sql(f"SELECT pg_drop_replication_slot('{ANCHOR}')")
+
+    def forget(self) -> None:
+        """Let the server remove the log that no slot keeps."""
+        oldest = min(name for (name,) in self.sql("SELECT name FROM pg_ls_waldir()") if is_segment(str(name)))
+        for _ in range(12):
+            self.write(3)
+            self.sql("CHECKPOINT")
+            if (oldest,) not in self.sql("SELECT name FROM pg_ls_waldir()"):
+                return
+        raise AssertionError(f"the server keeps {oldest}")
+
+    def gaps(self) -> tuple[Gap, ...]:
+        archive = self.archive()
+        return read_gaps(self.catalog.bucket, self.catalog.keyring, archive.system_identifier)
+
+    def caught_up(self, standby: PostgresServer) -> None:
+        """Wait until a standby has all the log that there is now."""
+        [(there,)] = self.sql("SELECT pg_current_wal_flush_lsn()")
+        other = self.on(standby)
+        deadline = time.monotonic() + 30
+        while other.sql(f"SELECT pg_last_wal_receive_lsn() >= '{there}' AND pg_last_wal_replay_lsn() >= '{there}'") != [
+            (True,)
+        ]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def slots(self) -> set[object]:
         return {name for (name,) in self.sql("SELECT slot_name FROM pg_replication_slots")}
@@ -112,7 +168,7 @@ class Chain:
     def whole(self, *windows: Manifest) -> None:
         """Each window continues the one before it, and every file of it reads back."""
         archive = self.archive()
-        for before, window in zip(windows, windows[1:], strict=False):
+        for before, window in pairwise(windows):
             assert before.wal is not None
             assert window.wal is not None
             assert window.wal.start_lsn == before.wal.end_lsn
@@ -128,30 +184,25 @@ class Chain:
         assert list(self.scratch.iterdir()) == []
 
 
-@pytest.fixture
-def server(sandbox_directory: Path, tmp_path: Path) -> Iterator[PostgresServer]:
-    """A server of the test's own, whose log and slots nobody else has."""
-    with PostgresServer(sandbox_directory / f"chain-{tmp_path.name}", major=18, durable=False) as made:
-        yield made
-
-
-@pytest.fixture
-def chain(
-    sandbox_directory: Path, tmp_path: Path, server: PostgresServer, s3_primary: S3Server, s3_replica: S3Server
-) -> Chain:
-    directory = sandbox_directory / f"installation-{tmp_path.name}"
+@pytest.fixture(scope="module")
+def installation(sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server) -> Iterator[Installation]:
+    """On a server of its own, whose slots nobody else has."""
+    directory = sandbox_directory / "increment"
     directory.mkdir(mode=0o711)
-    scratch = directory / "scratch"
-    scratch.mkdir()
-    made = Installation.make(
-        directory,
-        postgres=server,
-        primary=s3_primary,
-        replica=s3_replica,
-        suffix=f"-{tmp_path.name.replace('_', '-')[:24].strip('-')}",
-        scale=SCALE,
-    )
-    return Chain(made, scratch)
+    with PostgresServer(directory / "postgres", major=18, durable=False) as server:
+        yield Installation.make(
+            directory, postgres=server, primary=s3_primary, replica=s3_replica, suffix="-increment", scale=SCALE
+        )
+
+
+@pytest.fixture
+def chain(installation: Installation, bucket: str, s3_primary: S3Server, tmp_path: Path) -> Iterator[Chain]:
+    """A chain that begins in this test: the bucket is fresh, the server is the module's."""
+    store = Bucket(s3_primary.session(), bucket, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    made = Chain(installation, Catalog(store, Keyring.load(installation.keyring)), tmp_path)
+    yield made
+    assert made.slots() <= {ANCHOR}
+    made.sql(f"SELECT pg_drop_replication_slot('{ANCHOR}') FROM pg_replication_slots")
 
 
 @pytest.mark.requirement("R1.2")
@@ -163,11 +214,183 @@ def test_windows_follow_each_other_without_a_hole(chain: Chain) -> None:
     chain.write(3)
     second = chain.increment()
     idle = chain.increment()
-    chain.whole(first, second, idle)
-    assert base.wal is not None
-    assert first.wal is not None
-    assert first.wal.start_lsn == base.wal.end_lsn
+    chain.whole(base, first, second, idle)
     assert idle.wal is not None
-    assert [(restart,) for restart in [str(idle.wal.end_lsn)]] == chain.sql(
-        "SELECT restart_lsn::text FROM pg_replication_slots"
-    )
+    assert chain.sql("SELECT restart_lsn::text FROM pg_replication_slots") == [(str(idle.wal.end_lsn),)]
+
+
+@pytest.mark.requirement("R1.2", "R4.3")
+def test_a_second_run_of_the_same_slot_changes_nothing(chain: Chain) -> None:
+    chain.base(ago=2 * HOUR)
+    backup, slot = chain.slot(0)
+    made = chain.increment(backup, slot=slot)
+    before = list(chain.catalog.bucket.versions(""))
+    assert chain.increment(backup, slot=slot) == made
+    assert list(chain.catalog.bucket.versions("")) == before
+
+
+@pytest.mark.requirement("R1.2", "R5.5")
+def test_of_two_missed_hours_at_once_one_is_made_and_covers_the_other(chain: Chain) -> None:
+    base = chain.base(ago=5 * HOUR)
+    made: list[Manifest] = []
+    adopted: list[Adopted] = []
+
+    def run(hours: int) -> None:
+        backup, slot = chain.slot(hours)
+        try:
+            made.append(chain.increment(backup, slot=slot))
+        except Adopted as covered:
+            adopted.append(covered)
+
+    threads = [threading.Thread(target=run, args=[hours]) for hours in (-1, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [each.by.id for each in adopted] == [each.id for each in made]
+    chain.whole(base, *made)
+    backup, slot = chain.slot(-9)
+    with pytest.raises(NeverKept, match=str(backup)):
+        chain.increment(backup, slot=slot)
+
+
+@pytest.mark.requirement("R1.2", "R4.3")
+def test_two_tries_at_one_slot_at_once_make_one_backup(chain: Chain) -> None:
+    base = chain.base(ago=2 * HOUR)
+    backup, slot = chain.slot(0)
+    made: list[Manifest] = []
+    threads = [threading.Thread(target=lambda: made.append(chain.increment(backup, slot=slot))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 2
+    assert made[0] == made[1]
+    chain.whole(base, made[0])
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_a_restart_and_a_crash_of_the_server_make_no_hole(chain: Chain) -> None:
+    base, server = chain.base(), chain.installation.postgres
+    chain.write()
+    server.stop()
+    server.start()
+    first = chain.increment()
+    chain.write()
+    server.crash()
+    server.start()
+    chain.whole(base, first, chain.increment())
+
+
+@pytest.mark.requirement("R1.2")
+def test_a_slot_that_was_dropped_costs_nothing_while_its_log_is_there(chain: Chain) -> None:
+    base = chain.base()
+    chain.write()
+    chain.drop_anchor()
+    first = chain.increment()
+    chain.write()
+    chain.drop_anchor()
+    chain.sql(f"SELECT pg_create_physical_replication_slot('{ANCHOR}', true)")  # by hand, and later than the window
+    chain.whole(base, first, chain.increment())
+
+
+@pytest.mark.requirement("R1.2")
+def test_log_that_was_shipped_is_no_gap_when_the_server_has_it_no_more(chain: Chain) -> None:
+    base = chain.base()
+    assert base.wal is not None
+    chain.write(2)
+    shipped = chain.collect(base.wal.end_lsn)  # as the stream between the hours does
+    chain.sql(f"SELECT pg_replication_slot_advance('{ANCHOR}', '{shipped.end_lsn}')")
+    chain.forget()
+    chain.whole(base, chain.increment())
+
+
+def _dropped(chain: Chain) -> None:
+    chain.drop_anchor()
+    chain.forget()
+
+
+def _dropped_and_made_again(chain: Chain) -> None:
+    chain.drop_anchor()
+    chain.forget()
+    chain.sql(f"SELECT pg_create_physical_replication_slot('{ANCHOR}', true)")
+
+
+def _lost(chain: Chain) -> None:
+    chain.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '32MB'")
+    chain.sql("SELECT pg_reload_conf()")
+    try:
+        chain.forget()
+        assert chain.sql("SELECT wal_status FROM pg_replication_slots") == [("lost",)]
+    finally:
+        chain.sql("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        chain.sql("SELECT pg_reload_conf()")
+
+
+@pytest.mark.requirement("R1.2", "R5.5")
+@pytest.mark.parametrize("lose", [_dropped, _dropped_and_made_again, _lost])
+def test_log_that_is_gone_is_declared_and_the_chain_goes_on_behind_it_on_a_new_base(
+    chain: Chain, lose: Callable[[Chain], None]
+) -> None:
+    chain.base()
+    before = chain.increment()
+    chain.write()
+    lose(chain)
+    with pytest.raises(GapDeclared, match="snapshot_backup") as told:
+        chain.increment()
+    gap = told.value.gap
+    assert before.wal is not None
+    assert gap.start_lsn == before.wal.end_lsn
+    assert gap.after == before.consistency_point.time
+    assert gap in chain.gaps()
+    with pytest.raises(NoBase, match="before the last declared gap"):
+        chain.increment()
+    chain.base()
+    made = chain.increment()
+    assert made.wal is not None
+    assert made.wal.start_lsn == gap.end_lsn
+    assert made.wal.since == gap.before
+    chain.whole(made)
+    slot = Slot(start=before.consistency_point.time, end=gap.before)
+    with pytest.raises(GapDeclared):  # that time is gone, whatever came after
+        chain.increment(BackupId("incremental", slot.end), slot=slot)
+    assert chain.gaps() == (gap,)
+    chain.whole(made, chain.increment())
+
+
+def test_a_damaged_copy_is_passed_over(chain: Chain) -> None:
+    base = chain.base()
+    assert base.wal is not None
+    chain.write(2)
+    shipped = chain.collect(base.wal.end_lsn)
+    flip(chain.catalog.bucket, chain.archive().key_of(shipped.files[0]))
+    made = chain.increment()
+    chain.whole(base, made)
+    assert made.wal is not None
+    assert made.wal.files[0].attempt != shipped.files[0].attempt
+    assert made.wal.files[1].attempt == shipped.files[1].attempt
+
+
+def test_another_cluster_behind_the_same_connection_is_refused(chain: Chain) -> None:
+    chain.base(system_identifier="7123456789012345678")
+    with pytest.raises(ClusterChanged, match=r"7123456789012345678.*snapshot_backup"):
+        chain.increment()
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_a_failover_is_followed_and_the_old_primary_refused(chain: Chain, sandbox_directory: Path) -> None:
+    with Standby(sandbox_directory / "increment" / "standby", chain.installation.postgres) as standby:
+        base = chain.base()
+        before = chain.increment()
+        chain.write(2)
+        chain.caught_up(standby)
+        standby.promote()
+        after = chain.on(standby)
+        first = after.increment()
+        assert first.wal is not None
+        assert first.wal.timeline == 2
+        assert first.wal.files[0].name == "00000002.history"
+        second = after.increment()
+        after.whole(base, before, first, second)
+        with pytest.raises(OldPrimary, match=first.id):
+            chain.increment()
