@@ -1,4 +1,4 @@
-"""`make bench`: measures, writes `benchmarks/results.json`, prints it as a table.
+"""The first half of `make bench`: measures, writes `benchmarks/results.json`, prints it as a table.
 
     python -m benchmarks [--quick]
 
@@ -9,48 +9,29 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import shutil
 import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.data import WORDS_SHARE
 from benchmarks.measured import Cost, run
 from benchmarks.overhead import RUNS, airflow_overhead
-from benchmarks.place import AWS, OURS, PG_DUMP, PG_DUMP_ZSTD, PROJECT, RESTORED, SIDES, Place, place, zstd
+from benchmarks.place import AWS, PROJECT, RESTORED, SIDES, Place, place, zstd
+from benchmarks.results import Result, beside, costs, out, record, show
 from benchmarks.write_stop import BARRIERS, WRITERS, write_stops
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.server import terminated_like_interrupted
 
-RESULTS = PROJECT / "benchmarks" / "results.json"
 PERCENT = 100
 FULL_BYTES, QUICK_BYTES = 1_000_000_000, 100_000_000
 FULL_ROUNDS, QUICK_ROUNDS = 3, 1
-
-out = Console(highlight=False)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One number: ours, and the same of a peer; `ratio` is our cost over the peer's, below 1 is better."""
-
-    name: str
-    value: float
-    unit: str
-    peer: str | None
-    ratio: float | None
-    conditions: str
 
 
 @dataclass(frozen=True)
@@ -75,19 +56,8 @@ def main() -> None:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     if not quick:
-        RESULTS.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n")
-    out.print(table(results))
-
-
-def table(results: Iterable[Result]) -> Table:
-    """The results, one a row."""
-    made = Table(title="Ours beside its peers; a ratio below 1 is better")
-    for name in ("what", "value", "unit", "peer", "ratio"):
-        made.add_column(name, no_wrap=name != "peer", justify="right" if name in ("value", "ratio") else "left")
-    for each in results:
-        ratio = "" if each.ratio is None else f"{each.ratio:.2f}"
-        made.add_row(each.name, f"{each.value:,.1f}", each.unit, each.peer or "", ratio)
-    return made
+        record(results)
+    show(results)
 
 
 def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:
@@ -146,30 +116,15 @@ def _run(there: Place, store: CephGateway, side: str, directory: Path) -> Run:
 
 
 def _compared(runs: dict[str, list[Run]], data_set: str, conditions: str) -> list[Result]:
-    """Medians of ours, beside each peer's."""
-    measures = [
-        (
-            f"{phase}.{what}",
-            unit,
-            [(side, statistics.median(take(getattr(run, phase)) for run in runs[side])) for side in SIDES],
-        )
-        for phase in ("backup", "restore")
-        for what, unit, take in (
-            ("wall", "s", lambda cost: cost.wall),
-            ("cpu", "s", lambda cost: cost.cpu),
-            ("memory", "MB", lambda cost: cost.memory / 1e6),
-        )
-    ]
-    measures.append(
-        ("stored", "MB", [(side, statistics.median(run.stored / 1e6 for run in runs[side])) for side in SIDES])
-    )
     return [
-        Result(
-            f"{name}.{data_set}", round(values[OURS], 2), unit, peer, round(values[OURS] / values[peer], 3), conditions
-        )
-        for name, unit, sides in measures
-        for values in [dict(sides)]
-        for peer in (PG_DUMP, PG_DUMP_ZSTD)
+        *costs("backup", data_set, {side: [run.backup for run in each] for side, each in runs.items()}, conditions),
+        *costs("restore", data_set, {side: [run.restore for run in each] for side, each in runs.items()}, conditions),
+        *beside(
+            f"stored.{data_set}",
+            "MB",
+            {side: [run.stored / 1e6 for run in each] for side, each in runs.items()},
+            conditions,
+        ),
     ]
 
 

@@ -1,6 +1,6 @@
-"""One full backup, as its operator makes it, in a process of its own that can be measured.
+"""One backup, as its operator makes it, in a process of its own that can be measured.
 
-What is backed up comes as JSON in `BENCHMARK`, which `Place.backup_environment` writes.
+What is backed up comes as JSON in `BENCHMARK`, which `Place.made` writes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 
 import boto3
+from include.backup.increment import make_increment
+from include.backup.snapshot import make_snapshot
 
 from include.backup.application import Application
 from include.backup.full import make_full_backup
@@ -21,13 +23,16 @@ from include.repository.layout import BackupId
 from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
 
+MAKE = {"full": make_full_backup, "snapshot": make_snapshot, "incremental": make_increment}
+
 
 def main() -> None:
     """Make it; whatever goes wrong ends the process with its error."""
     wanted = json.loads(os.environ["BENCHMARK"])
     session, endpoint = boto3.Session(), os.environ["AWS_ENDPOINT_URL"]
-    manifest = make_full_backup(
-        BackupId.parse(wanted["backup"]),
+    backup = BackupId.parse(wanted["backup"])
+    manifest = MAKE[backup.type](
+        backup,
         slot=None,
         application=Application(
             barrier=DatabaseLogin(**wanted["barrier"]),

@@ -21,7 +21,7 @@ SMALL = 0.05
 """Of the sandbox's Synapse: everything is there, and nothing is large, before it grows."""
 PROJECT = Path(__file__).parent.parent
 AWS = PROJECT / ".venv" / "awscli" / "bin" / "aws"
-BACKUP_ID = "full-manual-20261122T000000.000000Z"
+FULL_BACKUP = "full-manual-20261122T000000.000000Z"
 RESTORED = "restored"
 
 OURS = "full_backup"
@@ -52,7 +52,7 @@ class Place:
     def backup(self, side: str, bucket: str) -> Command:
         """The backup of a side, into a bucket that is empty."""
         if side == OURS:
-            return Command((sys.executable, "-m", "benchmarks.backup"), self._ours(bucket))
+            return self.made(FULL_BACKUP, bucket)
         dump = f'"{self.tools.pg_dump}" --no-password'
         made = f"{dump} --format=custom" if side == PG_DUMP else f"{dump} | {zstd()} -T2 -3"
         return self._shell(f'{made} | "{AWS}" s3 cp --only-show-errors - s3://{bucket}/dump', dump=True)
@@ -60,8 +60,7 @@ class Place:
     def restore(self, side: str, bucket: str) -> Command:
         """The restore of what a side has in a bucket, as the database `RESTORED`, indexes and all."""
         if side == OURS:
-            arguments = (f"--bucket={bucket}", "restore", BACKUP_ID, f"--database={RESTORED}", "--json")
-            return Command((sys.executable, "-m", "include.cli", *arguments), self._ours(bucket))
+            return self.restored(bucket, FULL_BACKUP, f"--database={RESTORED}")
         created = f'"{self.tools.psql}" -qc "CREATE DATABASE {RESTORED} TEMPLATE template0" postgres'
         fetched = f'"{AWS}" s3 cp --only-show-errors s3://{bucket}/dump -'
         if side == PG_DUMP:
@@ -69,10 +68,11 @@ class Place:
         into = f'"{self.tools.psql}" -qXo /dev/null -v ON_ERROR_STOP=1 {RESTORED}'
         return self._shell(f"{created} && {fetched} | {zstd()} -d | {into}")
 
-    def _ours(self, bucket: str) -> dict[str, str]:
+    def made(self, backup: str, bucket: str) -> Command:
+        """One of our backups, of the type that its id says."""
         installation = self.installation
         wanted = {
-            "backup": BACKUP_ID,
+            "backup": backup,
             "barrier": asdict(installation.barrier),
             "dump": asdict(installation.dump),
             "replication": asdict(installation.replication),
@@ -82,20 +82,28 @@ class Place:
             "keyring": str(installation.keyring),
             "scratch": str(self.directory),
         }
-        return {**self._surroundings(), **installation.break_glass(), "BENCHMARK": json.dumps(wanted)}
+        environment = {**self.surroundings(), "BENCHMARK": json.dumps(wanted)}
+        return Command((sys.executable, "-m", "benchmarks.backup"), environment)
+
+    def restored(self, bucket: str, *arguments: str) -> Command:
+        """One of our restores, by the command line."""
+        argv = (sys.executable, "-m", "include.cli", f"--bucket={bucket}", "restore", *arguments, "--json")
+        return Command(argv, self.surroundings())
 
     def _shell(self, script: str, *, dump: bool = False) -> Command:
         login = self.installation.dump if dump else self.installation.postgres.superuser
-        environment = {**self._surroundings(), **self.installation.break_glass(), **login.environment()}
+        environment = {**self.surroundings(), **login.environment()}
         return Command(("bash", "-euo", "pipefail", "-c", script), environment)
 
-    def _surroundings(self) -> dict[str, str]:
-        """Nothing of whoever runs this: no profile, no configuration, no other endpoint."""
+    def surroundings(self) -> dict[str, str]:
+        """The store, the server, and nothing of whoever runs this: no profile, no configuration, no other endpoint."""
         return {
             "PATH": "/usr/bin:/bin",
             "HOME": str(self.directory),
             "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # see `CephGateway`
             "LC_ALL": "C",
+            **self.installation.break_glass(),
         }
 
 

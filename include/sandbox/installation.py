@@ -142,7 +142,9 @@ class Installation:
         credentials = self.primary.session().get_credentials()
         assert credentials is not None  # noqa: S101 - the sandbox's sessions are made with a key
         server = self.postgres.superuser
+        certificate = self.primary.certificate if isinstance(self.primary, CephGateway) else None
         return {
+            **({"AWS_CA_BUNDLE": str(certificate)} if certificate else {}),
             "AWS_ACCESS_KEY_ID": credentials.access_key,
             "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
             "AWS_ENDPOINT_URL": self.primary.endpoint_url,
