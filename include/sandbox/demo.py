@@ -1,4 +1,4 @@
-"""`make demo`: back up a small Synapse through Airflow, lose all of it, bring it back, and prove it equal."""
+"""`make demo`: back up a small Synapse that lives on, lose all of it, and bring back a moment between two writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +18,18 @@ from rich.table import Table
 
 from include.backup.summary import summary
 from include.errors import BackupError
-from include.repository.manifest import Manifest
-from include.sandbox.airflow import AirflowServices
+from include.repository.layout import BackupType
+from include.repository.manifest import Manifest, moment_text
+from include.sandbox.airflow import AirflowClient, AirflowServices
 from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
+from include.sandbox.life import Life
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.stage import installed, out, stage, step
 
-DAG = "full_backup"
 RUN_WITHIN = 240.0
+TRANSACTIONS = 200
+"""What the application does between two backups."""
 
 
 def main() -> int:
@@ -43,24 +49,39 @@ def main() -> int:
 
 
 def _run(directory: Path, installation: Installation) -> bool:
-    before = installation.synapse.fingerprint()
-    manifest = _back_up(directory, installation)
+    with _airflow(directory, installation) as client:
+        _back_up(client, "full_backup", "snapshot_backup")
+        _live(installation)
+        _back_up(client, "incremental_backup")
+        moment, before = _live_until_noon(installation)
+        with step("An accident: messages deleted, files overwritten"):
+            _spoil(installation)
+        _back_up(client, "incremental_backup")
     with step("Losing everything: the database, every object, the configuration"):
         installation.synapse.destroy()
-    with step("Bringing it back with the break-glass command line"):
-        restored = _restore(installation, manifest)
-    with step("Comparing every table, object and file with what was lost"):
+    with step(f"Bringing back {moment.isoformat()}, before the accident, with the break-glass command line"):
+        restored = _restore(installation, moment)
+    with step("Comparing every table, object and file with what there was at that moment"):
         after = installation.synapse.fingerprint()
     out.print()
-    out.print(_backup_table(manifest))
+    for type_ in ("full", "snapshot"):
+        out.print(_backup_table(_newest(installation, type_)))
+    out.print(_windows_table(installation))
+    after = _with_sequences_of(before, after)
     out.print(_proof_table(before, after, restored))
     for difference in before.difference(after):
         out.print(f"[red]not equal[/]: {difference}")
     return before == after
 
 
-def _back_up(directory: Path, installation: Installation) -> Manifest:
-    """Let Airflow's scheduler run the DAG's latest slot, and wait for its end."""
+def _with_sequences_of(before: Fingerprint, after: Fingerprint) -> Fingerprint:
+    """A sequence may be ahead, and is as good: the log notes 32 numbers at a time, and none may be given out twice."""
+    ahead = {name: last for name, last in before.sequences.items() if (after.sequences.get(name) or 0) >= (last or 0)}
+    return replace(after, sequences={**after.sequences, **ahead})
+
+
+@contextmanager
+def _airflow(directory: Path, installation: Installation) -> Iterator[AirflowClient]:
     with ExitStack() as running:
         mailbox = running.enter_context(Mailbox(directory / "mails"))
         services = AirflowServices(
@@ -71,34 +92,77 @@ def _back_up(directory: Path, installation: Installation) -> Manifest:
         )
         with step("Starting Airflow"):
             running.enter_context(services)
-        with step(f"Running the DAG {DAG}"):
-            client = services.client()
-            client.unpause(DAG)
-            run = client.wait_for_run(DAG, "scheduled", within=60.0)
-            state = client.wait(DAG, run, within=RUN_WITHIN)
-        if state != "success":
-            failed = [name for name, task in client.task_states(DAG, run).items() if task == "failed"]
-            raise BackupError(
-                f"The run {run} ended as {state}; failed: {', '.join(failed)}.\n"
-                + "\n".join(client.log(DAG, run, name)[-3000:] for name in failed[:1]),
-                mend="The demo's servers are stopped; run it again.",
-            )
-    return installation.catalog().latest("full")
+        yield services.client()
 
 
-def _restore(installation: Installation, manifest: Manifest) -> dict[str, Any]:
+def _back_up(client: AirflowClient, *dags: str) -> None:
+    """Run the DAGs, side by side, and wait for their ends."""
+    with step(f"Running the DAG {' and the DAG '.join(dags)}"):
+        runs = {}
+        for dag in dags:
+            client.unpause(dag)
+            runs[dag] = client.trigger(dag)
+        for dag, run in runs.items():
+            if (state := client.wait(dag, run, within=RUN_WITHIN)) != "success":
+                failed = [name for name, task in client.task_states(dag, run).items() if task == "failed"]
+                raise BackupError(
+                    f"The run {run} of {dag} ended as {state}; failed: {', '.join(failed)}.\n"
+                    + "\n".join(client.log(dag, run, name)[-3000:] for name in failed[:1]),
+                    mend="The demo's servers are stopped; run it again.",
+                )
+
+
+def _live(installation: Installation) -> None:
+    synapse = installation.synapse
+    with (
+        step(f"Synapse lives on: {TRANSACTIONS} transactions, some with files"),
+        Life(synapse.database, synapse.objects, synapse.bucket) as life,
+    ):
+        life.wait_for(TRANSACTIONS)
+
+
+def _live_until_noon(installation: Installation) -> tuple[datetime, Fingerprint]:
+    """A moment in the midst of a window, and what everything was then."""
+    _live(installation)
+    with step("Noting the moment, and what everything is"):
+        installation.settle()
+        with installation.synapse.database.connect(application_name="demo", autocommit=True) as session:
+            session.execute("REFRESH MATERIALIZED VIEW monthly_usage")  # a restore computes it anew
+            row = session.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None  # noqa: S101 - a SELECT without FROM has one row
+        before = installation.synapse.fingerprint()
+        installation.settle()
+    return row[0], before
+
+
+def _spoil(installation: Installation) -> None:
+    synapse = installation.synapse
+    with synapse.database.connect(application_name="demo") as session:
+        session.execute("DELETE FROM attachments")
+        session.execute("DELETE FROM messages WHERE id % 2 = 0")
+    for key in sorted(before["Key"] for before in synapse.objects.list_objects_v2(Bucket=synapse.bucket)["Contents"])[
+        :5
+    ]:
+        synapse.objects.put_object(Bucket=synapse.bucket, Key=key, Body=b"spoilt")
+
+
+def _newest(installation: Installation, type_: BackupType) -> Manifest:
+    return installation.catalog().latest(type_)
+
+
+def _restore(installation: Installation, moment: datetime) -> dict[str, Any]:
     """As on the worst day: no Airflow, only the bucket, the keyring, and somewhere to restore to."""
     synapse = installation.synapse
     done = subprocess.run(
         [
             *(sys.executable, "-m", "include.cli", "--bucket", installation.backups),
-            *("restore", manifest.id, "--json"),
+            *("restore", "--to", moment.isoformat(), "--json"),
             *("--database", synapse.database.dbname),
             *("--objects", synapse.bucket),
             *("--configuration", str(synapse.configuration)),
         ],
         env={
-            **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
+            **{name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ},
             **installation.break_glass(),
         },
         cwd=Path(__file__).parents[2],
@@ -110,6 +174,19 @@ def _restore(installation: Installation, manifest: Manifest) -> dict[str, Any]:
         raise BackupError("The restore failed.", mend="What it said stands above.")
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
+
+
+def _windows_table(installation: Installation) -> Table:
+    """The increments, each contiguous with the one before."""
+    table = Table("window", "as of", "log", "objects", "stored MB", title="The increments", title_justify="left")
+    for entry in installation.catalog().entries("incremental"):
+        if entry.manifest is not None and (log := entry.manifest.wal) is not None:
+            manifest = entry.manifest
+            table.add_row(
+                *(manifest.id, moment_text(manifest.consistency_point.time), f"{log.start_lsn} to {log.end_lsn}"),
+                *(f"{manifest.objects.objects:,}", f"{manifest.stored_bytes / 1e6:,.1f}"),
+            )
+    return table
 
 
 def _backup_table(manifest: Manifest) -> Table:
@@ -146,7 +223,7 @@ def _proof_table(before: Fingerprint, after: Fingerprint, restored: dict[str, An
             "row count and content digest",
             "tables",
         ),
-        f"{len(before.sequences)} sequences": ("last value", "sequences"),
+        f"{len(before.sequences)} sequences": ("last value, or one ahead", "sequences"),
         "schema, roles, settings": ("PostgreSQL's own description", "definitions"),
         f"{len(before.large_objects)} large objects": ("SHA-256", "large_objects"),
         f"{len(before.objects):,} objects": ("SHA-256, content type, metadata", "objects"),
