@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 
 import boto3
-from include.backup.increment import make_increment
-from include.backup.snapshot import make_snapshot
 
 from include.backup.application import Application
 from include.backup.full import make_full_backup
+from include.backup.increment import make_increment
+from include.backup.snapshot import make_snapshot
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket
 from include.policy import load_policy
