@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, TYPE_CHECKING
 
 import psycopg
+from psycopg import errors
 
 from include.backup.application import Application
 from include.backup.attempt import Attempt
@@ -55,15 +56,13 @@ _TABLESPACES = """
     WHERE spcname NOT IN ('pg_default', 'pg_global') ORDER BY oid
 """
 _CLUSTER_BYTES = "SELECT sum(pg_tablespace_size(oid))::bigint FROM pg_tablespace"
-_LOOK = """
-    SELECT clock_timestamp(), current_setting('server_version_num')::int / 10000,
-        (SELECT sum(pg_database_size(oid))::bigint FROM pg_database)
-"""
+_DATABASE_BYTES = "SELECT sum(pg_database_size(oid))::bigint FROM pg_database"
+_LOOK = "SELECT clock_timestamp(), current_setting('server_version_num')::int / 10000"
 
 
 @dataclass(frozen=True)
 class _Look:
-    """The server at one moment: its clock, its major version, the bytes of its databases."""
+    """The server at one moment: its clock, its major version, the bytes of its databases (0 when it does not tell)."""
 
     clock: datetime
     major: int
@@ -123,7 +122,7 @@ class _Copy:
     def __init__(self, attempt: Attempt, application: Application, table: _FileTable, *, major: int) -> None:
         self._attempt, self._table, self._tools = attempt, table, find_tools(major)
         self._stall_limit = attempt.policy.pipeline.stall_limit
-        self._environment = application.replication.environment(f"{attempt.backup}.{attempt.name}.B")
+        self._environment = application.replication.environment(f"{attempt.backup}.{attempt.name}.D")
 
     def streamed(self) -> BaseRange:
         """One tar, from the server into the bucket."""
@@ -206,11 +205,22 @@ def _connect(application: Application) -> Session:
 def _look(session: Session) -> _Look:
     row = session.execute(_LOOK).fetchone()
     assert row is not None  # noqa: S101 - it has no FROM
-    return _Look(*row)
+    clock, major = row
+    try:
+        size = session.execute(_DATABASE_BYTES).fetchone()
+    except errors.InsufficientPrivilege:
+        size = None
+    return _Look(clock, major, size[0] if size else 0)
 
 
 def _require_room(session: Session, scratch: Path) -> None:
-    row = session.execute(_CLUSTER_BYTES).fetchone()
+    try:
+        row = session.execute(_CLUSTER_BYTES).fetchone()
+    except errors.InsufficientPrivilege:
+        raise BackupError(
+            "The cluster has tablespaces, so its base backup goes through a disk; how much it takes may not be asked.",
+            mend="Run include/sources/postgres/grants.sql: the barrier's login needs pg_monitor.",
+        ) from None
     needed = int(row[0]) if row else 0
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise BackupError(

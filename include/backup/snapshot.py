@@ -12,7 +12,7 @@ from include.backup.application import Application
 from include.backup.attempt import Attempt, commit, committed
 from include.backup.base import write_base
 from include.backup.configuration import ConfigurationCopy
-from include.backup.consistency import consistency_point
+from include.backup.consistency import Point, consistency_point
 from include.backup.database import DatabaseCopy
 from include.backup.objects import ObjectsCopy
 from include.backup.wal_collection import collect_wal, read_log
@@ -25,6 +25,8 @@ from include.repository.manifest import BaseBackup, Manifest, Slot, WalWindow
 from include.sources.postgres.slots import chain_lock, find_anchor, renew_anchor
 
 log = logging.getLogger(__name__)
+
+_UNLOGGED = "SELECT count(*) FROM pg_class WHERE relpersistence = 'u' AND relkind = 'r'"
 
 
 def make_snapshot(
@@ -54,7 +56,7 @@ def make_snapshot(
             attempt.side_by_side(
                 [
                     database.write_globals,
-                    partial(_write_contents, database),
+                    partial(_write_contents, attempt, database, point),
                     objects.write,
                     configuration.write,
                     lambda: wal.append(_write_wal(attempt, application, base)),
@@ -86,8 +88,13 @@ def _hold_wal(attempt: Attempt, application: Application) -> None:
     log.info("The server keeps its log from %s on.", anchor.restart_lsn)
 
 
-def _write_contents(database: DatabaseCopy) -> None:
+def _write_contents(attempt: Attempt, database: DatabaseCopy, point: Point) -> None:
     """One after the other: they have the point's session to themselves."""
+    if (row := point.session.execute(_UNLOGGED).fetchone()) and row[0]:
+        attempt.warn(
+            f"{row[0]} unlogged tables come back empty from here: their rows are in no base and no log, but in a full "
+            "backup."
+        )
     database.write_contents()
     database.write_server_files()
 

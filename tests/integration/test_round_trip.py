@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from include.backup.adoption import Adopted
 from include.backup.consistency import resume_writes, stop_writes
 from include.backup.full import make_full_backup
 from include.backup.sample import named
@@ -50,10 +51,12 @@ class BackedUp:
         return back_up(self.installation, self.scratch, backup)
 
 
-def back_up(installation: Installation, scratch: Path, backup: BackupId, *, catalog: Catalog | None = None) -> Manifest:
+def back_up(
+    installation: Installation, scratch: Path, backup: BackupId, *, catalog: Catalog | None = None, slot: Slot = SLOT
+) -> Manifest:
     return make_full_backup(
         backup,
-        slot=SLOT,
+        slot=slot,
         application=installation.application(),
         catalog=catalog or installation.catalog(),
         policy=POLICY,
@@ -147,6 +150,15 @@ def test_the_same_id_again_is_the_committed_one(backed_up: BackedUp) -> None:
 
     assert again == backed_up.manifest
     assert len(backed_up.installation.catalog().entries()) == 1
+
+
+@pytest.mark.requirement("R5.5")
+def test_a_slot_that_is_past_is_adopted_by_the_backup_after_it(backed_up: BackedUp) -> None:
+    before = sorted(backed_up.installation.catalog().bucket.keys(""))
+    with pytest.raises(Adopted, match=str(MIDNIGHT)):
+        back_up(backed_up.installation, backed_up.scratch, BackupId("full", LATE.end), slot=LATE)
+
+    assert sorted(backed_up.installation.catalog().bucket.keys("")) == before
 
 
 def test_another_try_that_comes_late_changes_nothing(backed_up: BackedUp, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 
 from include.backup.sizes import Sizes, shrunk
 from include.policy import load_policy
-from include.repository.contents import INVENTORY, REPOSITORY_BUNDLE, STRUCTURE
-from include.repository.manifest import Artifact, Pack, StoredSegment
+from include.repository.contents import BASE, INVENTORY, REPOSITORY_BUNDLE, STRUCTURE, tablespace_tar
+from include.repository.lsn import Lsn
+from include.repository.manifest import (
+    Artifact,
+    BaseBackup,
+    ObjectsSummary,
+    Pack,
+    StoredSegment,
+    Tablespace,
+    WalFile,
+    WalWindow,
+)
 from include.sources.postgres.inventory import Inventory, TableContent
-from tests.manifests import ATTEMPT, make
+from tests.manifests import ATTEMPT, MIDNIGHT, make
 
 POLICY = load_policy()
 NAMES = [component.name for component in POLICY.sample_turns]
@@ -182,3 +192,57 @@ def test_the_policy_decides() -> None:
     assert (
         shrunk(now, before, verification(shrunk_to=0.6, shrunk_from_items=10**5, shrunk_from_bytes=10**9), NAMES) == []
     )
+
+
+def of_cluster(base_bytes: int, database_bytes: int, *, wal_bytes: int = 0) -> Sizes:
+    """A snapshot: no dump, a base of two tars."""
+    start, segment = Lsn(16 * MB), max(wal_bytes, MB)
+    file = WalFile(name="0" * 24, attempt=ATTEMPT, raw_bytes=wal_bytes, raw_sha256="", stored_bytes=0, stored_sha256="")
+    manifest = make(
+        type="snapshot",
+        artifacts=(
+            artifact(BASE, STRUCTURE, base_bytes - MB),
+            artifact(tablespace_tar(7), STRUCTURE, MB),
+            artifact(INVENTORY, STRUCTURE, 100),
+        ),
+        packs=(),
+        objects=ObjectsSummary(bucket="files", objects=0, raw_bytes=0),
+        base=BaseBackup(
+            start_lsn=start,
+            stop_lsn=start,
+            started=MIDNIGHT,
+            stopped=MIDNIGHT,
+            tablespaces=(Tablespace(oid=7, location="/apart"),),
+            database_bytes=database_bytes,
+        ),
+        wal=WalWindow(
+            start_lsn=start,
+            end_lsn=Lsn(start + segment),
+            segment_bytes=segment,
+            timeline=1,
+            since=MIDNIGHT,
+            files=(file,),
+        ),
+    )
+    return Sizes(manifest, Inventory({"public.users": TableContent(1, "0 0")}, {}), {"public.users": "user_data"})
+
+
+def test_a_base_is_weighed_against_the_databases_and_the_bases_before_it() -> None:
+    usual = of_cluster(100 * MB, 90 * MB)
+
+    assert list(usual.misfits()) == []  # it has no dumps to hold its rows against
+    assert usual.base_bytes == 100 * MB
+    assert shrunk(usual, [usual] * 3, POLICY.verification, NAMES) == []
+    assert shrunk(of_cluster(44 * MB, 90 * MB), [], POLICY.verification, NAMES) == [
+        "cluster: 44,000,000 bytes of databases that take 90,000,000 (unlogged tables are in no base)"
+    ]
+    assert any(
+        told.startswith("cluster: 49,000,000 bytes where 100,000,000")
+        for told in shrunk(of_cluster(49 * MB, 40 * MB), [usual], POLICY.verification, NAMES)
+    )
+
+
+def test_how_much_log_there_is_says_nothing() -> None:
+    busy, idle = of_cluster(100 * MB, 90 * MB, wal_bytes=900 * MB), of_cluster(100 * MB, 90 * MB)
+
+    assert shrunk(idle, [busy], POLICY.verification, NAMES) == []
