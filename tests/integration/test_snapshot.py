@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,14 +29,16 @@ from include.pipeline.sealing import StreamRefused
 from include.policy import load_policy
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
+from include.repository.catalog import Catalog
 from include.repository.contents import BASE, BASE_FILES, INVENTORY, SERVER_FILES, SETTINGS, tablespace_tar
 from include.repository.layout import BackupId
 from include.repository.lsn import Lsn, segment_start
 from include.repository.manifest import Manifest, Slot
-from include.repository.wal import WalArchive
+from include.repository.wal import WalArchive, WalSession
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sources.postgres.basebackup import TarScanner
 from include.sources.postgres.inventory import Inventory
 from include.sources.postgres.sessions import run_sessions
 from include.sources.postgres.slots import ANCHOR
@@ -279,6 +282,34 @@ def test_one_whose_copy_is_killed_commits_nothing_and_runs_again(taken: Taken, m
     assert taken.ask(SLOTS) == [ANCHOR]
 
 
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.requirement("R4.4")
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [(TarScanner, "feed"), (WalSession, "ship"), (Catalog, "commit")],
+    ids=["base", "log", "commit"],
+)
+def test_a_try_that_is_killed_commits_nothing_and_the_next_one_clears_up(
+    taken: Taken, monkeypatch: pytest.MonkeyPatch, place: type, moment: str
+) -> None:
+    backup = BackupId("snapshot", datetime.now(UTC), manual=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, moment, die)
+        if not (child := os.fork()):
+            with suppress(BaseException):
+                taken.take(backup)
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert taken.installation.catalog().find(backup) is None
+
+    made = taken.take(backup)
+    assert made == taken.installation.catalog().get(backup)
+    assert taken.ask(SLOTS) == [ANCHOR]
+
+
 def test_one_that_fails_behind_the_point_leaves_no_session_and_no_slot(
     taken: Taken, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +327,30 @@ def test_one_that_fails_behind_the_point_leaves_no_session_and_no_slot(
     assert taken.installation.catalog().find(backup) is None
     assert taken.ask(OTHERS) == []
     assert taken.ask(SLOTS) == [ANCHOR]
+
+
+@pytest.mark.requirement("R1.2", "R5.5")
+def test_log_that_the_server_gave_up_is_told_and_kept_again(taken: Taken) -> None:
+    def keep(size: str) -> None:
+        with taken.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+            session.execute(f"ALTER SYSTEM SET max_slot_wal_keep_size = '{size}'".encode())
+            session.execute("SELECT pg_reload_conf()")
+
+    states = "SELECT wal_status FROM pg_replication_slots"
+    taken.take(BackupId("snapshot", datetime.now(UTC), manual=True))
+    keep("16MB")
+    for _ in range(50):  # whoever makes checkpoints hears of the new size when it does
+        taken.ask("SELECT txid_current(), pg_switch_wal()")
+        with taken.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+            session.execute("CHECKPOINT")
+        if taken.ask(states) == ["lost"]:
+            break
+    assert taken.ask(states) == ["lost"]
+    keep("-1")
+    manifest = taken.take(BackupId("snapshot", datetime.now(UTC), manual=True))
+
+    assert [warning for warning in manifest.warnings if warning.startswith("The server had given up log")]
+    assert taken.ask(states) == ["reserved"]
 
 
 @pytest.fixture
