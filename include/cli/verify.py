@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from include.backup.sample import named
-from include.backup.verify import accept_sizes, prove_integrity, prove_sample, prove_sizes
+from include.backup.verify import STARTED, accept_sizes, prove_integrity, prove_sample, prove_sizes, prove_start
 from include.cli.place import BackupArgument, JsonOption, find_backup, scratch_directory, server
 from include.cli.printing import OUT, megabytes, print_json
 
@@ -22,7 +22,8 @@ def verify(
         typer.Option(
             metavar="COMPONENT",
             help="Restore this component too, and compare it; one of the database on the server of PGHOST, PGPORT, "
-            "PGUSER and PGPASSWORD, in a database that is dropped again.",
+            "PGUSER and PGPASSWORD, in a database that is dropped again. `cluster`, of a snapshot: start all of it "
+            "on a private server, and compare every table.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -36,9 +37,12 @@ def verify(
     manifest = find_backup(catalog, backup)
     facts: dict[str, Any] = {"id": manifest.id}
     with scratch_directory() as scratch:
-        turn = named(manifest, policy, sample) if sample else None
+        started = manifest.base is not None and sample == STARTED
+        turn = named(manifest, policy, sample) if sample and not started else None
         facts["integrity"] = prove_integrity(catalog, manifest.backup, policy, scratch=scratch)
         facts["sizes"] = prove_sizes(catalog, manifest.backup, policy, scratch=scratch)
+        if started:
+            facts["sample"] = prove_start(catalog, manifest, policy, scratch=scratch)
         if turn:
             facts["sample"] = prove_sample(
                 catalog, manifest, policy, turn, server=server(), source=None, scratch=scratch
@@ -57,6 +61,8 @@ def verify(
         OUT.print(f"Its sizes fit its source, and nothing shrank: compared with {sizes['compared_with']} before it.")
     else:
         OUT.print("Its sizes fit its source; there is no backup before it to compare it with.")
+    if started:
+        OUT.print(f"It was started, and its {facts['sample']['tables']} tables are equal.")
     if turn:
         OUT.print(f"Its {escape(turn.component.name)} was restored, and is equal.")
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,7 @@ from include.sources.postgres.sessions import run_sessions
 from include.sources.postgres.slots import ANCHOR
 from include.sources.postgres.tools import find_tools
 
+ROOT = Path(__file__).parents[2]
 POLICY = load_policy()
 WEEK = timedelta(days=7)
 SLOT = Slot(start=datetime(2026, 11, 1, tzinfo=UTC), end=datetime(2026, 11, 8, tzinfo=UTC))
@@ -231,6 +233,22 @@ def test_it_starts_and_every_table_is_what_it_was(taken: Taken, monkeypatch: pyt
 
     assert prove_start(catalog, manifest, POLICY, scratch=taken.scratch)["record"]
     assert catalog.verification(manifest).failed == ()
+
+
+def test_the_command_line_starts_it_too(taken: Taken) -> None:
+    installation = taken.installation
+    program = ["-m", "include.cli", "--bucket", installation.backups, "verify", str(SUNDAY)]
+    done = subprocess.run(
+        [sys.executable, *program, "--sample", "cluster"],
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **installation.break_glass()},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"It was started, and its {taken.manifest.database.tables} tables are equal." in done.stdout
 
 
 def test_the_same_id_again_is_the_committed_one(taken: Taken) -> None:
