@@ -16,6 +16,7 @@ from include.cli.reap import reap
 from include.cli.restore import restore
 from include.cli.stream import stream
 from include.cli.verify import accept, verify
+from include.cli.windows import windows
 from include.errors import BackupError
 from include.repository.catalog import NoSuchBackup
 
@@ -24,7 +25,7 @@ FAILED, NOT_FOUND = 1, 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=include.cli.__doc__)
 app.callback()(place)
 app.command("list")(backups.list_)
-for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, reap, stream):
+for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, reap, stream, windows):
     app.command()(command)
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)

@@ -18,12 +18,13 @@ from pydantic import AwareDatetime, model_validator
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists
-from include.repository.catalog import Entry
+from include.policy import Policy
+from include.repository.catalog import Catalog, Entry
 from include.repository.layout import BackupId, gap_prefix
 from include.repository.lsn import Lsn, LsnField, segment_lsn, segment_name
 from include.repository.manifest import Manifest, moment_text
 from include.repository.signed import SignedDocument
-from include.repository.wal import Shipped
+from include.repository.wal import Shipped, WalArchive
 
 State = Literal["complete", "adopted", "gap", "missing"]
 _READS_AT_ONCE = 16
@@ -231,6 +232,46 @@ def newest_recoverable(manifests: Sequence[Manifest], shipped: Mapping[str, tupl
         last = copies[0].modified
         reaches = Lsn(segment_lsn(name, newest.wal.segment_bytes) + newest.wal.segment_bytes)
     return Newest(newest.id, newest.consistency_point.time, reaches, last)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All that there is to tell of a period: its slots, the gaps of the cluster, and how far recovery reaches."""
+
+    slots: tuple[Interval, ...]
+    gaps: tuple[Gap, ...]
+    newest: Newest | None
+
+    @classmethod
+    def read(cls, catalog: Catalog, policy: Policy, *, since: datetime, until: datetime) -> Self:
+        """Compute it from the bucket, for the cluster of the newest backup with WAL.
+
+        Raises `GapRefused`, and what the store raises. A manifest that is refused counts as missing.
+        """
+        with_wal = [
+            each for each in genuine([*catalog.entries("snapshot"), *catalog.entries("incremental")]) if each.wal
+        ]
+        schedule = policy.backups.incremental.schedule
+        if not with_wal:
+            return cls(tuple(intervals(schedule, since, until, manifests=())), (), None)
+        newest = max(with_wal, key=lambda each: each.consistency_point.time)
+        system = newest.database.system_identifier
+        own = [each for each in with_wal if each.database.system_identifier == system]
+        gaps = read_gaps(catalog.bucket, catalog.keyring, system)
+        archive = WalArchive(catalog.bucket, catalog.keyring, system, policy=policy.pipeline)
+        return cls(
+            tuple(intervals(schedule, since, until, manifests=own, gaps=gaps)),
+            gaps,
+            newest_recoverable(own, archive.shipped()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for a program."""
+        return {
+            "slots": [each.to_json() for each in self.slots],
+            "gaps": [{**gap.model_dump(mode="json"), "key": gap.home} for gap in self.gaps],
+            "newest": self.newest and self.newest.to_json(),
+        }
 
 
 def genuine(entries: Sequence[Entry]) -> list[Manifest]:
