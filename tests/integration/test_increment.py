@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import secrets
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +22,14 @@ import pytest
 
 from include.backup.adoption import Adopted
 from include.backup.increment import NeverKept, make_increment
+from include.backup.verify import check_integrity, check_sizes
 from include.backup.wal_collection import collect_wal, read_log
 from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
+from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket
-from include.policy import load_policy
+from include.policy import Policy, load_policy
+from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
 from include.repository.chain import ClusterChanged, NoBase, OldPrimary
 from include.repository.layout import BackupId, new_attempt
@@ -30,12 +41,49 @@ from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.standby import Standby
+from include.sources.objects import Deletion, IndexEntry
 from include.sources.postgres.slots import ANCHOR, secure_anchor
 from tests import manifests
 from tests.damage import flip
 
+ROOT = Path(__file__).parents[2]
 POLICY = load_policy()
 SCALE = 0.02
+SEED = int(os.environ.get("BACKUP_KILL_SEED") or secrets.randbelow(10**6))
+
+# What the operator does, in a process that can be killed.
+TASK = """
+import json, sys
+from pathlib import Path
+import boto3
+from include.backup.application import Application
+from include.backup.increment import make_increment
+from include.pipeline.keys import Keyring
+from include.pipeline.store import Bucket
+from include.pipeline.sealing import StreamRefused
+from include.policy import Policy, load_policy
+from include.recovery.opened import OpenedBackup
+from include.repository.catalog import Catalog
+from include.repository.layout import BackupId
+from include.sources.configuration import Configuration
+from include.sources.postgres.login import DatabaseLogin
+
+told = json.load(sys.stdin)
+def bucket(name):
+    session = boto3.Session(told["access_key"], told["secret_key"], region_name=told["region"])
+    return Bucket(session, name, region=told["region"], endpoint_url=told["endpoint_url"])
+application = Application(
+    barrier=DatabaseLogin(**told["barrier"]), dump=DatabaseLogin(**told["dump"]),
+    replication=DatabaseLogin(**told["replication"]),
+    objects=bucket(told["objects"]), configuration=Configuration(Path(told["configuration"])),
+)
+print("BEGINS", flush=True)
+make_increment(
+    BackupId.parse(told["backup"]), slot=None, application=application, policy=load_policy(),
+    scratch=Path(told["scratch"]), catalog=Catalog(bucket(told["backups"]), Keyring.load(Path(told["keyring"]))),
+)
+print("COMMITTED", flush=True)
+"""
 HOUR = timedelta(hours=1)
 
 
@@ -104,15 +152,50 @@ class Chain:
             progress=Progress("log"),
         )
 
-    def increment(self, backup: BackupId | None = None, *, slot: Slot | None = None) -> Manifest:
+    def increment(
+        self, backup: BackupId | None = None, *, slot: Slot | None = None, policy: Policy = POLICY
+    ) -> Manifest:
         return make_increment(
             backup or BackupId("incremental", datetime.now(UTC), manual=True),
             slot=slot,
             application=self.application,
             catalog=self.catalog,
-            policy=POLICY,
+            policy=policy,
             scratch=self.scratch,
         )
+
+    def task(self, backup: BackupId, scratch: Path) -> subprocess.Popen[str]:
+        """The same in a process of its own, which has begun when this returns."""
+        store, objects = self.installation.primary, self.application.objects
+        credentials = store.session().get_credentials()
+        assert credentials is not None
+        told = {
+            **{name: asdict(getattr(self.application, name)) for name in ("barrier", "dump", "replication")},
+            "objects": objects.name,
+            "backups": self.catalog.bucket.name,
+            "access_key": credentials.access_key,
+            "secret_key": credentials.secret_key,
+            "region": store.region,
+            "endpoint_url": store.endpoint_url,
+            "configuration": str(self.installation.synapse.configuration),
+            "keyring": str(self.installation.keyring),
+            "backup": str(backup),
+            "scratch": str(scratch),
+        }
+        task = subprocess.Popen(
+            [sys.executable, "-c", TASK],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert task.stdin is not None
+        assert task.stdout is not None
+        task.stdin.write(json.dumps(told))
+        task.stdin.close()
+        assert task.stdout.readline() == "BEGINS\n"
+        return task
 
     def slot(self, hours: int) -> tuple[BackupId, Slot]:
         """A slot that ends so many hours after the one that the test began in."""
@@ -394,3 +477,91 @@ def test_a_failover_is_followed_and_the_old_primary_refused(chain: Chain, sandbo
         after.whole(base, before, first, second)
         with pytest.raises(OldPrimary, match=first.id):
             chain.increment()
+
+
+def _change(chain: Chain) -> dict[str, str]:
+    """What happens to objects and configuration within an hour; returns the versions that there were."""
+    objects, checkout = chain.application.objects, chain.installation.synapse.configuration
+    for body in (b"first", b"second"):
+        objects.put("uploads/twice.txt", body)
+        chain.installation.settle()
+    objects.put("media/deleted.txt", b"gone")
+    chain.installation.settle()
+    objects.delete("media/deleted.txt")
+    objects.put("nobody/claims.this", b"")
+    (checkout / "README").write_text(str(time.time_ns()))
+    for command in (("add", "README"), ("commit", "--quiet", "--message=a change")):
+        subprocess.run(
+            ["git", "-C", str(checkout), "-c", "user.name=t", "-c", "user.email=t@example", *command], check=True
+        )
+    chain.installation.settle()
+    return {version.version_id: version.key for version in objects.versions("") if version.deleted or version.size < 7}
+
+
+@pytest.mark.requirement("R1.2", "R2.2", "R2.3", "R4.5")
+def test_an_increment_has_what_changed_and_is_proved(chain: Chain) -> None:
+    starting = POLICY.backups.incremental.model_copy(update={"starts_base": True})
+    policy = POLICY.model_copy(update={"backups": POLICY.backups.model_copy(update={"incremental": starting})})
+    first = chain.increment(policy=policy)  # there is no base: it makes one
+    [base] = [entry.manifest for entry in chain.catalog.entries("snapshot")]
+    assert base is not None
+    assert [artifact.name for artifact in first.artifacts if "repository" in artifact.name] == []
+    assert first.configuration.refs_sha256 == base.configuration.refs_sha256
+    there = _change(chain)
+    made = chain.increment()
+    assert made.configuration.refs_sha256 != first.configuration.refs_sha256
+    assert made.artifact("config/repository.bundle").segments
+    assert made.objects.since == first.consistency_point.objects_as_of
+    opened = OpenedBackup(chain.catalog, made, policy=POLICY.pipeline, progress=Progress("test"))
+    lines = [line for component in opened.changed_components() for line in opened.changes(component)]
+    told = {line.version_id: line for line in lines if there.get(line.version_id) == line.key}
+    assert sorted((line.key, isinstance(line, Deletion)) for line in told.values()) == [
+        ("media/deleted.txt", False),
+        ("media/deleted.txt", True),
+        ("nobody/claims.this", False),
+        ("uploads/twice.txt", False),
+        ("uploads/twice.txt", False),
+    ]
+    contents = {b"".join(opened.read_object(line)) for line in told.values() if isinstance(line, IndexEntry)}
+    assert contents == {b"first", b"second", b"gone", b""}
+    chain.whole(first, made)
+    for each in (first, made):
+        check_integrity(chain.catalog, each.backup, POLICY, scratch=chain.scratch)
+        check_sizes(chain.catalog, each.backup, POLICY, scratch=chain.scratch)
+    assert made.wal is not None
+    flip(chain.catalog.bucket, chain.archive().key_of(made.wal.files[-1]))
+    with pytest.raises(StreamRefused, match=made.wal.files[-1].name):
+        check_integrity(chain.catalog, made.backup, POLICY, scratch=chain.scratch)
+
+
+def _killed(chain: Chain, seed: int, rounds: int) -> None:
+    windows = [chain.base()]
+    began = time.monotonic()
+    assert chain.task(BackupId("incremental", datetime.now(UTC), manual=True), chain.scratch).wait(60) == 0
+    usual = time.monotonic() - began
+    windows += [entry.manifest for entry in chain.catalog.entries("incremental") if entry.manifest]
+    for number in range(rounds):
+        share = random.Random(f"{seed}.{number}").random()
+        print(f"BACKUP_KILL_SEED={seed}, round {number}: at {share:.3f} of {usual:.2f} s")
+        chain.write(3)
+        backup = BackupId("incremental", datetime.now(UTC), manual=True)
+        with tempfile.TemporaryDirectory() as thrown_away:
+            task = chain.task(backup, Path(thrown_away))
+            with suppress(subprocess.TimeoutExpired):
+                task.wait(share * usual)  # the moment itself
+            task.kill()
+            task.wait()
+        windows.append(chain.increment(backup))
+        chain.whole(*windows[-2:])
+        assert chain.gaps() == ()
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_killed_at_random_moments_the_next_run_ships_every_byte(chain: Chain) -> None:
+    _killed(chain, 4, 2)
+
+
+@pytest.mark.soak
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_killed_a_hundred_times_the_next_run_ships_every_byte(chain: Chain) -> None:
+    _killed(chain, SEED, 100)
