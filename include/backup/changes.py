@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from include.backup.application import Application
 from include.backup.attempt import Attempt
-from include.backup.objects import object_components
+from include.backup.objects import object_components, write_uploads
 from include.pipeline.store import ObjectVersion
 from include.policy import Component
 from include.repository.contents import object_changes
@@ -40,6 +40,7 @@ class ObjectChanges:
 
     def write(self) -> None:
         """Packs and changes, one component after another: each has workers of its own."""
+        write_uploads(self._attempt, self._source)
         for component in object_components(self._attempt.policy):
             self._write_component(component)
 

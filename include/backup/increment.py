@@ -30,8 +30,12 @@ from include.backup.wal_collection import (
     wal_collection,
 )
 from include.errors import BackupError
+from include.pipeline.artifacts import ArtifactRefused
 from include.pipeline.progress import Progress
+from include.pipeline.sealing import StreamRefused
+from include.pipeline.store import ObjectMissing
 from include.policy import Policy
+from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
 from include.repository.chain import Chain, NoBase, ServerBehind
 from include.repository.layout import BackupId, new_attempt
@@ -264,7 +268,7 @@ class _Window:
             self._application,
             point,
             since=before.consistency_point.objects_as_of,
-            uploading={},
+            uploading=self._uploading(before),
         )
         configuration = ConfigurationCopy(attempt, self._application, point)
         moved = point.observations.configuration.refs_sha256 != before.configuration.refs_sha256
@@ -293,6 +297,19 @@ class _Window:
         attempt = self._attempt
         with consistency_point(self._application, f"{attempt.backup}.{attempt.name}", attempt.policy.barrier) as point:
             return point
+
+    def _uploading(self, before: Manifest) -> dict[str, datetime]:
+        """The uploads that were under way at the backup before. One that is damaged must not stop all that follow."""
+        attempt = self._attempt
+        opened = OpenedBackup(attempt.catalog, before, policy=attempt.policy.pipeline, progress=attempt.progress)
+        try:
+            return opened.uploading()
+        except (StreamRefused, ArtifactRefused, ObjectMissing) as damaged:
+            attempt.warn(
+                f"Which uploads were under way at {before.id} cannot be read: {damaged.what} Those that were completed "
+                "since then may be in the next snapshot only."
+            )
+            return {}
 
     def _require_same_timeline(self) -> None:
         now = read_log(self._application).server

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from include.backup.application import Application
-from include.backup.attempt import Attempt
+from include.backup.attempt import Attempt, json_document
 from include.errors import BackupError
+from include.pipeline.store import Bucket, NotAllowed
 from include.policy import Component, Policy
-from include.repository.contents import object_index
+from include.repository.contents import UPLOADS, object_index
 from include.repository.manifest import ObjectsSummary
 from include.sources.objects import PackedComponent, index_lines, list_component
 
@@ -33,6 +34,8 @@ class ObjectsCopy:
 
     def write(self) -> None:
         """Packs and indexes, one component after another: each has workers of its own."""
+        if self._attempt.backup.type == "snapshot":
+            write_uploads(self._attempt, self._source)
         for component in object_components(self._attempt.policy):
             self._write_component(component)
         if missing := sorted(self._named - self._found):
@@ -85,6 +88,24 @@ class ObjectsCopy:
 def object_components(policy: Policy) -> list[Component]:
     """The components that objects are in: the policy's, and the one of what none of them claims."""
     return [*policy.components_of("objects"), policy.unclassified("objects")]
+
+
+def write_uploads(attempt: Attempt, source: Bucket) -> None:
+    """Note which objects are being uploaded in parts, for the increment that comes next.
+
+    Stores date such an object from its upload's beginning: when it is complete, it seems older than that increment.
+    Noted behind the point and before the listing, so that an upload is either noted, or listed, or younger.
+    """
+    try:
+        begun = source.uploads_under_way()
+    except NotAllowed as refused:
+        attempt.warn(
+            f"Which uploads are under way in {source} may not be asked ({refused.what}) An object that was being "
+            "uploaded in parts just now may be in no increment, and only in the next snapshot: allow "
+            "s3:ListBucketMultipartUploads."
+        )
+        begun = {}
+    attempt.write_structure(UPLOADS, json_document({key: moment.isoformat() for key, moment in begun.items()}))
 
 
 def named_objects(session: Session, policy: Policy) -> frozenset[str]:

@@ -352,6 +352,16 @@ class Bucket:
                 continue  # it ended while we looked
             yield UnfinishedUpload(key, upload_id, touched.astimezone(UTC), size)
 
+    def uploads_under_way(self) -> dict[str, datetime]:
+        """The keys that a multipart upload is being made to, and when the oldest of each began; aware UTC."""
+        begun: dict[str, datetime] = {}
+        with self.naming("list the unfinished uploads of", ""):
+            for page in self.client.get_paginator("list_multipart_uploads").paginate(Bucket=self.name):
+                for entry in page.get("Uploads", []):
+                    moment = entry["Initiated"].astimezone(UTC)
+                    begun[entry["Key"]] = min(begun.get(entry["Key"], moment), moment)
+        return begun
+
     def abort(self, upload: UnfinishedUpload) -> None:
         """Throw an unfinished upload away, with what it holds; one that has ended is fine."""
         with contextlib.suppress(UploadGone), self.naming("abort", upload.key):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 from include.pipeline.artifacts import check_artifact, read_artifact, read_segment
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
 from include.repository.catalog import Catalog
-from include.repository.contents import STRUCTURE, object_changes, object_index
+from include.repository.contents import STRUCTURE, UPLOADS, object_changes, object_index
 from include.repository.envelopes import open_data_key
 from include.repository.manifest import Artifact, Manifest, ManifestRefused, Pack
 from include.repository.packs import Member, check_pack, read_member
@@ -130,6 +132,13 @@ class OpenedBackup:
     def changes(self, component: str) -> Iterator[IndexEntry | Deletion]:
         """The versions and deletions of a component since the backup before, in no particular order."""
         return parse_changes(self.read(object_changes(component)))
+
+    def uploading(self) -> dict[str, datetime]:
+        """The objects that were being uploaded in parts when this backup was made, and when each upload began."""
+        if not self.has(UPLOADS):
+            return {}
+        told: dict[str, str] = json.loads(b"".join(self.read(UPLOADS)))
+        return {key: datetime.fromisoformat(moment) for key, moment in told.items()}
 
     def holds(self, entry: IndexEntry) -> bool:
         """Whether the backup's packs have the content of an object."""

@@ -508,11 +508,15 @@ def test_an_increment_has_what_changed_and_is_proved(chain: Chain) -> None:
     assert [artifact.name for artifact in first.artifacts if "repository" in artifact.name] == []
     assert first.configuration.refs_sha256 == base.configuration.refs_sha256
     there = _change(chain)
+    objects = chain.application.objects
+    upload = objects.client.create_multipart_upload(Bucket=objects.name, Key="uploads/under way")
     made = chain.increment()
+    objects.client.abort_multipart_upload(Bucket=objects.name, Key="uploads/under way", UploadId=upload["UploadId"])
     assert made.configuration.refs_sha256 != first.configuration.refs_sha256
     assert made.artifact("config/repository.bundle").segments
     assert made.objects.since == first.consistency_point.objects_as_of
     opened = OpenedBackup(chain.catalog, made, policy=POLICY.pipeline, progress=Progress("test"))
+    assert list(opened.uploading()) == ["uploads/under way"]
     lines = [line for component in opened.changed_components() for line in opened.changes(component)]
     told = {line.version_id: line for line in lines if there.get(line.version_id) == line.key}
     assert sorted((line.key, isinstance(line, Deletion)) for line in told.values()) == [
