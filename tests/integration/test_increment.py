@@ -24,6 +24,7 @@ from include.backup.adoption import Adopted
 from include.backup.increment import NeverKept, make_increment
 from include.backup.verify import check_integrity, check_sizes
 from include.backup.wal_collection import collect_wal, read_log
+from include.backup.window_proof import check_log
 from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
@@ -35,7 +36,7 @@ from include.repository.chain import ClusterChanged, NoBase, OldPrimary
 from include.repository.layout import BackupId, new_attempt
 from include.repository.ledger import Gap, GapDeclared, read_gaps
 from include.repository.lsn import Lsn, is_segment, segment_start
-from include.repository.manifest import BaseBackup, Manifest, Slot, WalWindow
+from include.repository.manifest import BaseBackup, Manifest, Slot, WalWindow, moment_text
 from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
@@ -43,6 +44,7 @@ from include.sandbox.s3 import S3Server
 from include.sandbox.standby import Standby
 from include.sources.objects import Deletion, IndexEntry
 from include.sources.postgres.slots import ANCHOR, secure_anchor
+from include.sources.postgres.waldump import WalBroken
 from tests import manifests
 from tests.damage import flip
 
@@ -197,6 +199,18 @@ class Chain:
         assert task.stdout.readline() == "BEGINS\n"
         return task
 
+    def cli(self, *arguments: str) -> str:
+        """What a command prints."""
+        done = subprocess.run(
+            [sys.executable, "-m", "include.cli", "--bucket", self.catalog.bucket.name, *arguments],
+            cwd=ROOT,
+            env={**os.environ, **self.installation.break_glass(), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
     def slot(self, hours: int) -> tuple[BackupId, Slot]:
         """A slot that ends so many hours after the one that the test began in."""
         slot = Slot(start=self._hour + (hours - 1) * HOUR, end=self._hour + hours * HOUR)
@@ -300,6 +314,12 @@ def test_windows_follow_each_other_without_a_hole(chain: Chain) -> None:
     chain.whole(base, first, second, idle)
     assert idle.wal is not None
     assert chain.sql("SELECT restart_lsn::text FROM pg_replication_slots") == [(str(idle.wal.end_lsn),)]
+    told = json.loads(chain.cli("windows", "--json"))
+    assert told["newest"]["backup"] == idle.id
+    assert told["newest"]["reaches"] == str(idle.wal.end_lsn)
+    assert {each["state"] for each in told["slots"]} == {"missing"}  # the schedule is the policy's, these are by hand
+    assert len(told["slots"]) in range(7 * 24 - 1, 7 * 24 + 1)
+    assert f"newest recoverable moment: {moment_text(idle.consistency_point.time)}" in chain.cli("windows")
 
 
 @pytest.mark.requirement("R1.2", "R4.3")
@@ -498,6 +518,22 @@ def _change(chain: Chain) -> dict[str, str]:
     return {version.version_id: version.key for version in objects.versions("") if version.deleted or version.size < 7}
 
 
+def _hollow(chain: Chain, made: Manifest) -> Manifest:
+    """The same with a last segment that is sealed well, begins well, and has lost a record."""
+    assert made.wal is not None
+    archive, last = chain.archive(), made.wal.files[-1]
+    with tempfile.TemporaryDirectory() as directory:
+        segment = Path(directory) / last.name
+        archive.fetch(last, segment)
+        raw = bytearray(segment.read_bytes())
+        place = Lsn.parse(made.consistency_point.lsn) - made.wal.end_lsn + made.wal.segment_bytes
+        raw[place - 64 : place] = bytes(64)
+        segment.write_bytes(raw)
+        shipped = archive.session().ship(segment, last.name)
+    files = (*made.wal.files[:-1], shipped)
+    return made.model_copy(update={"wal": made.wal.model_copy(update={"files": files})})
+
+
 @pytest.mark.requirement("R1.2", "R2.2", "R2.3", "R4.5")
 def test_an_increment_has_what_changed_and_is_proved(chain: Chain) -> None:
     starting = POLICY.backups.incremental.model_copy(update={"starts_base": True})
@@ -533,6 +569,8 @@ def test_an_increment_has_what_changed_and_is_proved(chain: Chain) -> None:
         check_integrity(chain.catalog, each.backup, POLICY, scratch=chain.scratch)
         check_sizes(chain.catalog, each.backup, POLICY, scratch=chain.scratch)
     assert made.wal is not None
+    with pytest.raises(WalBroken, match=made.wal.files[-1].name):
+        check_log(chain.catalog, _hollow(chain, made), POLICY, scratch=chain.scratch, progress=Progress("test"))
     flip(chain.catalog.bucket, chain.archive().key_of(made.wal.files[-1]))
     with pytest.raises(StreamRefused, match=made.wal.files[-1].name):
         check_integrity(chain.catalog, made.backup, POLICY, scratch=chain.scratch)
