@@ -11,10 +11,11 @@ from __future__ import annotations
 import struct
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from os.path import commonprefix
 from pathlib import Path
 
 from include.errors import BackupError
@@ -63,16 +64,21 @@ class WalArchive:
         self._keys: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
-    def shipped(self) -> dict[str, tuple[Shipped, ...]]:
-        """Every copy of every segment and history file, by name, the oldest copy first.
+    def shipped(self, names: Collection[str] | None = None) -> dict[str, tuple[Shipped, ...]]:
+        """Every copy of every segment and history file, or of those called `names`, by name, the oldest copy first.
 
         Of each key the oldest version counts, whatever came over it or hides it.
         """
         found: dict[str, dict[str, Shipped]] = defaultdict(dict)
-        for version in self.bucket.versions(wal_prefix(self.system_identifier)):  # of one key, newest first
-            place = wal_place(version.key)
-            if place is not None and not version.deleted:
-                found[place.name][place.attempt] = Shipped(place.name, place.attempt, version.size, version.modified)
+        wanted = None if names is None else frozenset(names)
+        prefix = wal_prefix(self.system_identifier)
+        for listed in [prefix] if wanted is None else [f"{prefix}{each}" for each in _prefixes(wanted)]:
+            for version in self.bucket.versions(listed):  # of one key, newest first
+                place = wal_place(version.key)
+                if place is not None and not version.deleted and (wanted is None or place.name in wanted):
+                    found[place.name][place.attempt] = Shipped(
+                        place.name, place.attempt, version.size, version.modified
+                    )
         return {
             name: tuple(sorted(copies.values(), key=lambda copy: (copy.modified, copy.attempt)))
             for name, copies in found.items()
@@ -206,6 +212,15 @@ def check_first_page(first: bytes, name: str, system_identifier: str, segment_by
         raise WalRefused(f"{called} holds the log from {Lsn(address)} on, not from {at}.", mend=mend)
     if timeline > timeline_of(name):
         raise WalRefused(f"{called} is of timeline {timeline}, not of {timeline_of(name)}.", mend=mend)
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """What to list below a cluster's prefix: a window lies close together in a log that is kept for weeks."""
+    alike: dict[tuple[int, bool], list[str]] = defaultdict(list)
+    for name in names:
+        alike[timeline_of(name), is_segment(name)].append(name)
+    # of names, not of paths
+    return [f"{timeline:08X}/{commonprefix(group)}" for (timeline, _), group in alike.items()]  # noqa: RUF071
 
 
 def _described(name: str, attempt: str, measure: Measure) -> WalFile:

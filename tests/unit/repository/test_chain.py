@@ -83,6 +83,7 @@ def test_what_was_written_on_an_ancestor_counts_up_to_where_it_was_left() -> Non
     assert chain(base, window("incremental", 2, (3, 6)), history=history).durable_end() == 4 * SEGMENT
     beside = window("incremental", 3, (6, 8))
     assert chain(base, window("incremental", 2, (3, 6)), beside, history=history).durable_end() == 4 * SEGMENT
+    assert chain(base, beside, history=history).durable_end() == 3 * SEGMENT
     assert chain(base, window("incremental", 2, (3, 4)), history=history).durable_end() == 4 * SEGMENT
     assert chain(base, window("incremental", 2, (2, 3)), history=history).durable_end() == 3 * SEGMENT
 

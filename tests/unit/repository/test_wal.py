@@ -64,6 +64,18 @@ def test_two_sessions_ship_the_same_segment_and_neither_minds(archive: WalArchiv
     assert {archive.measure(copy).raw_sha256 for copy in found} == {copies[0].raw_sha256}
 
 
+def test_of_a_long_log_only_what_is_asked_for_is_listed(archive: WalArchive, tmp_path: Path) -> None:
+    session, history = archive.session(), tmp_path / "00000003.history"
+    history.write_text("1\t0/300000\tno recovery target specified\n")
+    names = [segment_name(timeline, Lsn(number * SIZE), SIZE) for timeline in (1, 3) for number in (0xF, 0x10, 0x11)]
+    for name in names:
+        session.ship(segment(tmp_path, name), name)
+    session.ship(history, history.name)
+    assert set(archive.shipped()) == {*names, history.name}
+    for wanted in ([], names[1:3], [names[0], names[5]], [names[4], history.name, "00000004.history"]):
+        assert set(archive.shipped(wanted)) == {*wanted} - {"00000004.history"}
+
+
 def test_a_flipped_bit_is_found_and_nothing_is_left_in_place(archive: WalArchive, tmp_path: Path) -> None:
     shipped = archive.session().ship(segment(tmp_path, FIRST), FIRST)
     flip(archive.bucket, archive.key_of(shipped))
