@@ -293,8 +293,8 @@ def _lost(found: AnchorState | None) -> AnchorLost:
         what = f"The server has given up the WAL of the slot {ANCHOR} ({found.reason or found.wal_status})."
     return AnchorLost(
         what,
-        mend="Run a snapshot backup: it declares what is missing and begins again. Then raise max_slot_wal_keep_size, "
-        "or find out why no window was backed up for so long.",
+        mend="Run a snapshot backup: it declares what is missing and begins again. Then raise max_slot_wal_keep_size "
+        "(for idle_timeout: idle_replication_slot_timeout), or find out why no window was backed up for so long.",
     )
 
 
