@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import subprocess
 import tarfile
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from include.pipeline.process import SourceFailed, SourceStalled, run_source
-from include.repository.lsn import Lsn
 from include.sandbox.postgres import PostgresServer
 from include.sources.postgres.basebackup import BaseBackupRefused, FileEntry, TarScanner, base_backup_command, wal_range
 from include.sources.postgres.tools import tools_of
@@ -155,8 +153,3 @@ def test_where_archiving_is_broken_the_end_never_comes(cluster: Cluster) -> None
             streamed(cluster, timedelta(seconds=2))
     finally:
         cluster.run("ALTER SYSTEM RESET archive_command", "SELECT pg_reload_conf()")
-
-
-def test_two_base_backups_do_not_disturb_each_other(cluster: Cluster) -> None:
-    starts: list[Lsn] = [streamed(cluster)[2].wal.start_lsn for _ in range(2)]
-    assert all(earlier < later for earlier, later in itertools.pairwise(starts))
