@@ -5,8 +5,9 @@ https://www.postgresql.org/docs/current/app-pgreceivewal.html. What it does not 
 - In a directory that holds an empty `<segment>.partial` it begins with exactly that segment, whatever its slot says.
 - `--endpos` is met by the first byte *after* it: a boundary less one ends with the segment before the boundary whole,
   also where nothing was written behind it; the boundary itself would wait for the next record.
-- `--no-sync` is what makes it fast (768 MiB in 1.3 to 2.4 s, with syncs in 6.0 s); `--compress=lz4` adds nothing to that
-  (2.2 s, and 7.9 s), and not every build has it. The files are handed on and uploaded; nobody counts on this disk.
+- `--no-sync` is what makes it fast (768 MiB in 1.3 to 2.4 s, with syncs in 6.0 s); `--compress=lz4` adds nothing
+  to that (2.2 s, and 7.9 s), and not every build has it. The files are handed on and uploaded; nobody counts on this
+  disk.
 - It says when a segment is finished, right after it has given it its name.
 """
 
