@@ -34,7 +34,13 @@ from tests.replication import Cluster
 
 AT_ONCE = timedelta(0)
 ATTEMPT = "0123456789abcdef"
-SETTINGS = {"max_replication_slots": "3", "min_wal_size": "32MB", "max_wal_size": "64MB", "autovacuum": "off"}
+SETTINGS = {
+    "max_replication_slots": "3",
+    "max_slot_wal_keep_size": "-1",
+    "min_wal_size": "32MB",
+    "max_wal_size": "64MB",
+    "autovacuum": "off",
+}
 
 
 @pytest.fixture(scope="module", params=[15, 18])
