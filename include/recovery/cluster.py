@@ -77,6 +77,7 @@ _MENDS = (
         "The log has records that an extension writes itself: they cannot be replayed here.",
     ),
     ("for the tablespace before restarting", "A tablespace was made after the base: recover from a newer one."),
+    ("could not create symbolic link", "A tablespace was made after the base: recover from a newer one."),
     ("could not access file", "Install the library that it names, of the source's version, and recover again."),
     ("cannot allocate memory", "Free memory here, or recover on a larger machine."),
 )
@@ -194,6 +195,10 @@ def replayed(
     for signal_file in ("standby.signal", "recovery.signal"):
         (data / signal_file).unlink(missing_ok=True)
     (data / "recovery.signal").touch()
+    # A tablespace that was made after the base would be replayed where it was, which may be a living server's: no new
+    # link can be made until the end. Those of the base are there already, and PostgreSQL need not make them.
+    (data / "tablespace_map").unlink(missing_ok=True)
+    (data / "pg_tblspc").chmod(0o500)
     with (
         WalSpool(
             archive,
@@ -211,6 +216,7 @@ def replayed(
         )
         began = time.monotonic()
         reached, timeline = recovery.run()
+        (data / "pg_tblspc").chmod(0o700)
         seconds = time.monotonic() - began
         log.info("Recovered %s to the %s: %s, in %.1f s.", manifest.id, stop, reached, seconds)
         yield RecoveredCluster(

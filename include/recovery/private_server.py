@@ -74,7 +74,12 @@ _SETTINGS = {
 
 # What a role or a database may have set for its sessions.
 _SESSION = {"session_preload_libraries": "", "local_preload_libraries": "", "statement_timeout": "0"}
-_WAITING = ("the database system is", "No such file or directory", "Connection refused", "server closed the connection")
+_WAITING = (
+    "FATAL: the database system is",
+    "failed: No such file or directory",
+    "failed: Connection refused",
+    "server closed the connection",
+)
 _UNKNOWN_ROLE = ("role ", "is not permitted to log in")
 
 

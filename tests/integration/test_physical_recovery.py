@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -426,12 +427,13 @@ def test_recovers_tablespaces_where_they_touch_nothing(
     """And, because more was open at the base's checkpoint than that writes down, with nobody let in before the end."""
     directory = sandbox_directory / f"spaces-{major}"
     with PostgresServer(directory, major=major, durable=False, settings={"wal_keep_size": "1GB"}) as server:
-        there = directory / "space"
-        there.mkdir(mode=0o700)
+        there = directory / "spaces"
         owner = server.data.stat()
-        os.chown(there, owner.st_uid, owner.st_gid)
+        for path in (there, there / "old", there / "new"):
+            path.mkdir(mode=0o700)
+            os.chown(path, owner.st_uid, owner.st_gid)
         cluster = Cluster(server)
-        cluster.run(f"CREATE TABLESPACE space LOCATION '{there}'")
+        cluster.run(f"CREATE TABLESPACE space LOCATION '{there}/old'")
         cluster.run("CREATE TABLE entry (n bigint) TABLESPACE space", "INSERT INTO entry VALUES (1)")
         with server.superuser.connect(application_name="test") as much:
             for number in range(70):
@@ -441,6 +443,9 @@ def test_recovers_tablespaces_where_they_touch_nothing(
             cluster.run("INSERT INTO entry VALUES (2)")
             point = Lsn.parse(cluster.value("SELECT pg_create_restore_point('open')::text"))
             cluster.run("INSERT INTO entry VALUES (3)")
+            cluster.run(f"CREATE TABLESPACE later LOCATION '{there}/new'", "CREATE TABLE more (n int) TABLESPACE later")
+            cluster.run("INSERT INTO more VALUES (1)")
+            too_late = Lsn.parse(cluster.value("SELECT pg_create_restore_point('made')::text"))
             archive = archive_of(catalog, manifest)
             wal = ship(cluster, archive, manifest.base.start_lsn)
     before = {path: path.read_bytes() for path in there.rglob("*") if path.is_file()}
@@ -454,6 +459,9 @@ def test_recovers_tablespaces_where_they_touch_nothing(
         with recovered.login.connect(application_name="test", autocommit=True) as session:
             session.execute("INSERT INTO entry VALUES (4)")
             session.execute("CHECKPOINT")
+    made = StopAt(name="made", lsn=too_late)
+    with pytest.raises(RecoveryStopped, match="made after the base"), chain.recovered(made, place):
+        pass
     assert {path: path.read_bytes() for path in there.rglob("*") if path.is_file()} == before
     assert list(place.iterdir()) == []
 
@@ -500,7 +508,7 @@ manifest = Manifest.model_validate_json(told["manifest"])
 wal = tuple(WalFile.model_validate_json(file) for file in told["wal"])
 chain = Chain(catalog, archive_of(catalog, manifest), manifest, wal, TimelineHistory(1))
 with chain.recovered(StopAt(name="first"), Path(told["place"])) as cluster:
-    print((cluster.data / "postmaster.pid").read_text().split()[0], flush=True)
+    print((cluster.data / "postmaster.pid").read_text().split()[0], cluster.login.host, flush=True)
     import time
     time.sleep(600)
 """
@@ -533,13 +541,15 @@ def test_a_killed_recovery_leaves_no_server(
     try:
         child.stdin.write(json.dumps(told))
         child.stdin.close()
-        server = psutil.Process(int(child.stdout.readline()))
+        pid, socket = child.stdout.readline().split()
+        server = psutil.Process(int(pid))
         family = [server, *server.children(recursive=True)]
         assert len(family) > 3
     finally:
         child.kill()
         child.wait()
     wait_for(lambda: all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in family))
+    shutil.rmtree(socket)
 
 
 def test_the_spool_gives_what_is_waited_for_first(story: Story, place: Path) -> None:
