@@ -21,7 +21,7 @@ import psycopg
 from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
-from include.policy import Policy
+from include.policy import Policy, SourceKind
 from include.recovery.cluster import DATA, RecoveredCluster, recover
 from include.recovery.configuration import ReturnedFiles, restore_configuration, return_files
 from include.recovery.configuration import require_place as require_path
@@ -38,7 +38,7 @@ from include.recovery.objects import ReturnedObjects, require_empty, restore_obj
 from include.recovery.opened import OpenedBackup
 from include.recovery.plan import RecoveryPlan, iso
 from include.recovery.replacement import kept_database_name, kept_name
-from include.recovery.selection import some_of
+from include.recovery.selection import nothing_matches, some_of
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.manifest import Manifest
@@ -150,6 +150,7 @@ class _Restore:
     def run(self) -> RestoredMoment:
         """The database first: it names the objects."""
         places, plan, restored = self._places, self._plan, self._restored
+        self._require_parts()
         self._require_places()
         named = self._restore_cluster() if places.needs_cluster else frozenset()
         if places.objects is not None and plan.objects is not None:
@@ -162,6 +163,27 @@ class _Restore:
             restored.configuration = self._restore_configuration(repository, files, places.configuration)
         restored.facts |= {"reached": iso(plan.reaches), "skew": str(plan.skew)}
         return restored
+
+    def _require_parts(self) -> None:
+        """Every component that is asked for is one of a place that is named, and every place gets something."""
+        places, chosen = self._places, self._chosen
+        wanted: dict[SourceKind, tuple[bool, Sequence[str]]] = {
+            "database": (places.database is not None, chosen.tables),
+            "objects": (places.objects is not None, (*chosen.keys, *chosen.prefixes)),
+            "configuration": (places.configuration is not None, chosen.files),
+        }
+        known: list[str] = []
+        for source, (named, parts) in wanted.items():
+            if named:
+                there = [one.name for one in (*self._policy.components_of(source), self._policy.unclassified(source))]
+                known += there
+                if chosen and not (parts or chosen.of(there)):
+                    raise BackupError(
+                        f"A part is asked for, and nothing of it is for the {source}.", mend="Name no place for that."
+                    )
+        for name in chosen.components:
+            if name not in known:
+                raise nothing_matches(name, known, what="component for these places called")
 
     def _require_places(self) -> None:
         """Nobody waits for an hour to hear that the place was taken."""

@@ -158,7 +158,7 @@ class RecoveryPlan:
             f"log            {self.start_lsn} to {self.end_lsn}, {len(self.wal)} files, "
             f"timeline {self.history.timeline} of cluster {self.system_identifier}"
         )
-        yield f"stops          at {self.stop}"
+        yield f"stops          {'at ' if self.stop.name else ''}{self.stop}"
         if self.objects:
             yield (
                 f"objects        {self.objects.base.id} and {len(self.objects.increments)} increments, "

@@ -236,7 +236,8 @@ def _branches(archive: WalArchive, manifests: list[Manifest]) -> list[Branch]:
     for timeline in timelines:
         history = histories.get(timeline) or TimelineHistory(timeline)
         branch = _branch(archive, history, told_by, manifests=manifests, gaps=gaps, vouched=vouched, shipped=shipped)
-        if any(timeline_of(file.name) == timeline for file in branch.files.values()):
+        own = any(timeline_of(file.name) == timeline for file in branch.files.values())
+        if own and any(run.marks for run in branch.runs):
             branches.append(branch)
     return branches
 
@@ -328,7 +329,7 @@ def _rows(files: Mapping[Lsn, LogFile], size: int) -> Iterator[tuple[Lsn, Lsn]]:
 
 
 def _run(start: Lsn, end: Lsn, marks: list[Manifest], history: TimelineHistory, size: int) -> Run:
-    bases = [mark for mark in marks if mark.base and start <= mark.base.start_lsn and mark.base.stop_lsn <= end]
+    bases = [mark for mark in marks if mark.base and start <= mark.base.start_lsn and point_lsn(mark) <= end]
     return Run(
         start,
         end,

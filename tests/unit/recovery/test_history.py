@@ -26,7 +26,7 @@ from include.sources.objects import (
 )
 from tests.manifests import make
 
-POLICY = load_policy()
+POLICY, MANIFEST, PROGRESS = load_policy(), make(), Progress("a test")
 EPOCH = datetime(2026, 11, 22, tzinfo=UTC)
 LAST = 12
 COMPONENT = "user_uploads"
@@ -97,11 +97,9 @@ def history_of(
     *,
     named: frozenset[str] = frozenset(),
 ) -> ObjectHistory:
-    manifest = make()
-    with Progress("a test") as progress:
-        history = ObjectHistory(
-            ObjectsSource(manifest, (), (), at(second)), catalog, policy=POLICY, progress=progress, named=named
-        )
+    history = ObjectHistory(
+        ObjectsSource(MANIFEST, (), (), at(second)), catalog, policy=POLICY, progress=PROGRESS, named=named
+    )
     history._base, history._increments, history._later = (
         base,
         cast("list[OpenedBackup]", increments),
@@ -121,14 +119,20 @@ def test_every_second_has_the_objects_that_the_store_had(history: list[Event], d
         earlier = sum(second < point for second, _, _ in history)
         within = sum(second == point for second, _, _ in history)
         seen.append(history[: earlier + data.draw(st.integers(0, within), label="of the border second")])
-    base = Held(lines(objects_as_of(listing(seen[0]), at(points[0]), named=named)), whole=True)
+    base_at = data.draw(st.integers(points[0], points[-1]), label="the whole listing")
+    earlier = sum(second < base_at for second, _, _ in history)
+    within = sum(second == base_at for second, _, _ in history)
+    listed_then = history[: earlier + data.draw(st.integers(0, within), label="of the listing's second")]
+    base = Held(lines(objects_as_of(listing(listed_then), at(base_at), named=named)), whole=True)
     changes = [
-        Held(lines(objects_between(listing(listed), at(since), at(until))), whole=False)
+        (until, Held(lines(objects_between(listing(listed), at(since), at(until))), whole=False))
         for listed, since, until in zip(seen[1:], points, points[1:], strict=False)
+        if until > base_at
     ]
-    for second in range(points[0], points[-1]):
-        covering = next((number for number, until in enumerate(points[1:], start=1) if until > second), 0)
-        found = history_of(cast("Catalog", None), second, base, changes[:covering], changes[covering:], named=named)
+    for second in range(base_at, points[-1]):
+        covering = next((number for number, (until, _) in enumerate(changes, start=1) if until > second), 0)
+        held = [one for _, one in changes]
+        found = history_of(cast("Catalog", None), second, base, held[:covering], held[covering:], named=named)
         told = list(found.objects(COMPONENT))
         whole = [version for version in listing(seen[-1]) if version.modified <= at(points[-1])]
         true = {version.key: version for version in objects_as_of(whole, at(second), named=named)}
