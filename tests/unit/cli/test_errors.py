@@ -126,3 +126,27 @@ def test_a_new_keyring_is_made_once_and_its_secrets_are_not_told(run: Run, tmp_p
     assert Keyring.load(path).current_kek in printed
     assert not [secret for secret in secrets if secret in printed]
     assert run("keyring", "create", str(path))[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "Name a backup, or a moment with --to"),
+        (["latest", "--to", "latest"], "Name a backup, or a moment with --to"),
+        (["latest", "--plan"], "go with --to"),
+        (["--to", "latest"], "--data-directory"),
+        (["--to", "latest", "--table", "t"], "--table needs --database"),
+    ],
+)
+def test_a_restore_is_of_a_backup_or_of_a_moment(run: Run, arguments: list[str], told: str) -> None:
+    code, printed, said = run("restore", *arguments)
+
+    assert (code, printed) == (2, "")
+    assert told in " ".join(said.replace("│", " ").split())
+
+
+def test_a_moment_without_an_offset_is_refused_before_anything_is_asked(run: Run) -> None:
+    code, _, said = run("restore", "--to", "2026-11-22T10:37:12", "--plan")
+
+    assert code == 1
+    assert "2026-11-22T10:37:12+00:00 if it is UTC" in said

@@ -142,3 +142,13 @@ def test_every_second_has_the_objects_that_the_store_had(history: list[Event], d
             assert entry.modified == version.modified
             # Of one key and second a later look sees the newest version only.
             assert entry.modified > at(second) or entry.version_id == version.version_id
+
+
+def test_of_a_second_that_two_backups_saw_the_later_one_is_right() -> None:
+    """In one second an object was deleted, a backup's listing made, and the object written again."""
+    history = [(1, "uploads/a", False), (5, "uploads/a", True), (5, "uploads/a", False)]
+    base = Held(lines(objects_as_of(listing(history[:1]), at(2))), whole=True)
+    first = Held(lines(objects_between(listing(history[:2]), at(2), at(5))), whole=False)
+    second = Held(lines(objects_between(listing(history), at(5), at(9))), whole=False)
+    found = history_of(cast("Catalog", None), 7, base, [first, second], [])
+    assert [entry.version_id for entry in found.objects(COMPONENT)] == ["2"]
