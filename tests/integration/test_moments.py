@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
@@ -39,6 +39,7 @@ from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sandbox.standby import Standby
 from include.sources.objects import objects_as_of
 from tests.damage import flip, repair
 
@@ -363,3 +364,49 @@ def test_the_command_line_plans_tells_and_recovers(story: Story, database: str, 
     assert f"database {database}:" in done.stdout
     assert rows_of(story, database) == story.committed_by(moment)
     assert (kept / "data" / "PG_VERSION").read_text() == "18\n"
+
+
+def on(installation: Installation, server: PostgresServer) -> Installation:
+    """The same installation, whose database is now on another server."""
+    moved = {
+        name: replace(getattr(installation, name), port=server.port)
+        for name in ("barrier", "dump", "replication", "scratch")
+    }
+    return replace(installation, postgres=server, **moved)
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_a_failover_is_followed(story: Story, sandbox_directory: Path) -> None:
+    """The last test of the story: its server goes, and the log goes on elsewhere, on another timeline."""
+    primary, name = story.installation.postgres, story.installation.synapse.database.dbname
+    database = f"moment_{secrets.token_hex(4)}"
+    with Standby(sandbox_directory / "moments" / "standby", primary) as standby:
+        after = Story(story.installation, story.scratch, list(story.made))
+        after.back_up("incremental")  # what was written before there was a standby, that has not
+        with primary.superuser.connect(application_name="test", autocommit=True) as session:
+            (position,) = session.execute("SELECT pg_current_wal_flush_lsn()").fetchone()
+        with standby.superuser.connect(application_name="test", autocommit=True) as session:
+            while session.execute("SELECT pg_last_wal_replay_lsn() < %s::pg_lsn", (position,)).fetchone() == (True,):
+                assert standby.running
+        primary.crash()
+        try:
+            standby.promote()
+            after.installation = on(story.installation, standby)
+            with Writer(standby, name) as writer:
+                for _ in range(2):
+                    writer.go_on(30)
+                    after.back_up("incremental")
+            with standby.superuser.with_database(name).connect(application_name="test") as session:
+                after.rows = dict(session.execute(WRITTEN).fetchall())
+            before, first, second = (one.consistency_point.time for one in after.made[-3:])
+            for moment in (before - timedelta(seconds=0.2), first - timedelta(seconds=0.2), second):
+                plan = after.plan(moment)
+                assert plan.history.timeline == 2
+                after.restore(
+                    plan, Destinations(server=standby.superuser, database=database), Chosen(tables=["public.entry"])
+                )
+                assert rows_of(after, database) == after.committed_by(moment)
+                with standby.superuser.connect(application_name="test", autocommit=True) as session:
+                    session.execute(f"DROP DATABASE {database} WITH (FORCE)".encode())
+        finally:
+            primary.start()
