@@ -403,7 +403,7 @@ def long_chain(s3_primary: S3Server, keyring: Keyring) -> Catalog:
     return catalog
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_exactly_what_had_ended_by_the_moment_is_kept(long_chain: Catalog, data: st.DataObject) -> None:
     """Transactions anywhere in the log, at times in its order that fit the consistency points around them."""
