@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -113,11 +114,14 @@ def check_keys(catalog: Catalog, policy: Policy) -> Facts:
 
 
 def make_scratch(root: Path, name: str) -> Path:
-    """The run's temporary directory, for its owner alone (R4.1); one that is there already is taken over."""
+    """The run's temporary directory, for its owner alone (R4.1); one that is there already is taken over.
+
+    Root lets others pass through it, and see nothing in it: PostgreSQL, which is started below it, never runs as root.
+    """
     scratch = root / name
     root.mkdir(parents=True, exist_ok=True)
     scratch.mkdir(mode=0o700, exist_ok=True)
-    scratch.chmod(0o700)
+    scratch.chmod(0o711 if os.geteuid() == 0 else 0o700)
     return scratch
 
 

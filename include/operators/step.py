@@ -103,6 +103,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     `ExceptionRetryPolicy` would say the same declaratively, but it imports what it names when the DAG file is read.
     """
     from include.backup.checks.check import NotReady  # noqa: PLC0415
+    from include.backup.increment import NeverKept  # noqa: PLC0415
     from include.backup.verify import SizeSuspect  # noqa: PLC0415
     from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
     from include.operators.slots import NoSlot  # noqa: PLC0415
@@ -117,6 +118,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         NotReady,
         ClusterChanged,
         GapDeclared,
+        NeverKept,
         NoBase,
         OldPrimary,
         ServerBehind,

@@ -30,7 +30,7 @@ POLL_SECONDS = 0.2
 MIGRATED_WITHIN = 120.0
 HEALTHY_WITHIN = 120.0
 REQUEST_SECONDS = 30.0
-ADMIN = "operator"
+ADMIN, APPROVER = "operator", "approver"
 ENDED = frozenset({"success", "failed"})
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR")
 """What a service takes from our environment: tools are found by PATH, the rest is set here."""
@@ -105,7 +105,7 @@ class Triggerer(AirflowPart):
 
 
 class AirflowServices:
-    """Airflow's services over the project's `dags/` and `plugins/`, as processes of their own, with one user, an admin.
+    """Airflow's services over the project's `dags/` and `plugins/`, as processes of their own, with two admins.
 
     `connections` are by id, as the JSON that `AIRFLOW_CONN_*` takes; `variables` are further environment variables, as
     `BACKUP_KEYRING`. Metadata lie in the PostgreSQL database that `metadata` names, made when it is missing: over
@@ -124,8 +124,8 @@ class AirflowServices:
         triggerer: bool = False,
     ) -> None:
         self.home = home.absolute()
-        self.password = secrets.token_urlsafe(12)
-        """`ADMIN`'s, made anew for every Airflow."""
+        self.passwords = {user: secrets.token_urlsafe(12) for user in (ADMIN, APPROVER)}
+        """Made anew for every Airflow."""
         self._metadata = metadata
         kinds = (Scheduler, DagProcessor, Triggerer) if triggerer else (Scheduler, DagProcessor)
         self._variables = {
@@ -140,7 +140,7 @@ class AirflowServices:
 
     def __enter__(self) -> Self:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _passwords(self.home).write_text(json.dumps({ADMIN: self.password}))
+        _passwords(self.home).write_text(json.dumps(self.passwords))
         with contextlib.ExitStack() as running:
             self._make_database()
             running.enter_context(self._api)  # first: the others are told its port
@@ -165,9 +165,14 @@ class AirflowServices:
         """What a program needs to be part of this Airflow, as the `airflow` command line."""
         return dict(self._variables)
 
-    def client(self) -> AirflowClient:
-        """A client of the REST API, logged in as `ADMIN`."""
-        return AirflowClient(self.url, ADMIN, self.password)
+    @property
+    def password(self) -> str:
+        """`ADMIN`'s."""
+        return self.passwords[ADMIN]
+
+    def client(self, user: str = ADMIN) -> AirflowClient:
+        """A client of the REST API, logged in."""
+        return AirflowClient(self.url, user, self.passwords[user])
 
     def pids(self) -> dict[str, int]:
         """The process id of each part, by its command's name. Raises `BackupError` when one does not run."""
@@ -300,6 +305,43 @@ class AirflowClient:
         body = {"dry_run": False, "only_failed": only_failed}
         _accepted(self._http.post(_path("dags", dag_id, "dagRuns", run_id, "clear"), json=body))
 
+    def set_task(self, dag_id: str, run_id: str, task_id: str, state: str) -> None:
+        """Mark a task of a run as `success`, `failed` or `skipped` by hand."""
+        path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id)
+        _accepted(self._http.patch(path, json={"new_state": state}))
+
+    def delete(self, dag_id: str, run_id: str) -> None:
+        """Delete a run."""
+        answer = self._http.delete(_path("dags", dag_id, "dagRuns", run_id))
+        if answer.is_error:
+            _accepted(answer)
+
+    def backfill(
+        self, dag_id: str, begin: datetime, end: datetime, *, reprocess: str = "none", at_once: int = 4
+    ) -> int:
+        """Make the runs whose intervals begin within `[begin, end]`; returns the backfill's id."""
+        body = {
+            "dag_id": dag_id,
+            "from_date": begin.isoformat(),
+            "to_date": end.isoformat(),
+            "reprocess_behavior": reprocess,
+            "max_active_runs": at_once,
+            "run_backwards": False,
+            "dag_run_conf": {},
+        }
+        return int(_accepted(self._http.post("/api/v2/backfills", json=body))["id"])
+
+    def wait_for_backfill(self, backfill: int, *, within: float) -> None:
+        """Wait until all of its runs have ended."""
+        for _ in polls(within, f"backfill {backfill}"):
+            if _accepted(self._http.get(f"/api/v2/backfills/{backfill}"))["completed_at"]:
+                return
+
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Answer what a task asks a person."""
+        path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "-1", "hitlDetails")
+        _accepted(self._http.patch(path, json={"chosen_options": [option], "params_input": {}}))
+
     def log(self, dag_id: str, run_id: str, task_id: str, *, try_number: int = 1) -> str:
         """What a task logged in one try, a line an event, with its fields."""
         path = _path("dags", dag_id, "dagRuns", run_id, "taskInstances", task_id, "logs", str(try_number))
@@ -353,7 +395,7 @@ def _settings(home: Path, dags: Path, metadata: DatabaseLogin) -> dict[str, str]
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__AUTH_MANAGER": manager,
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{ADMIN}:admin,{APPROVER}:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(_passwords(home)),
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__API__SECRET_KEY": secrets.token_urlsafe(32),

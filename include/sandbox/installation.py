@@ -13,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from include.backup.application import Application
+from include.backup.scratch import SCRATCH_VARIABLE
 from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.pipeline.store import Bucket
@@ -135,7 +136,8 @@ class Installation:
 
     def variables(self) -> dict[str, str]:
         """What the engine reads from the environment."""
-        return {KEYRING_VARIABLE: str(self.keyring)}
+        # Not in Airflow's home, which only root may pass: PostgreSQL is started below it as somebody else.
+        return {KEYRING_VARIABLE: str(self.keyring), SCRATCH_VARIABLE: str(self.keyring.with_name("scratch"))}
 
     def break_glass(self) -> dict[str, str]:
         """The variables with which the command line reaches the backups and a server to restore to."""
