@@ -45,6 +45,10 @@ _LOOKS = 12
 _LONGEST_PAUSE = 30.0
 
 
+class StreamStalled(BackupError):
+    """The server ended a segment, and it does not come: the connection looks like that of a quiet server."""
+
+
 class SpoolFull(BackupError):
     """The disk that segments wait on has no room: the bucket takes them slower than the server writes."""
 
@@ -135,7 +139,9 @@ class _Stream:
             ) as receiving,
         ):
             log.info("Shipping the log of %s as attempt %s.", server, shipping.attempt)
-            self._ship_what_comes(lock, receiving, shipping, pool, _Ender(ender, self._promise))
+            self._ship_what_comes(
+                lock, receiving, shipping, pool, _Ender(ender, self._promise, self.policy.pipeline.stall_limit)
+            )
 
     @property
     def _promise(self) -> timedelta:
@@ -149,6 +155,7 @@ class _Stream:
             lock.require()
             self._must_have_room()
             for file in receiving.finished(self._look_every):
+                ender.arrived()
                 on_their_way[file] = pool.submit(self._ship_one, file, shipping)
             for file in [file for file, sending in on_their_way.items() if sending.done()]:
                 on_their_way.pop(file).result()
@@ -174,26 +181,39 @@ class _Stream:
 
 
 class _Ender:
-    """Ends the server's segment when something in it has waited for too long: a quiet server takes hours to fill one.
+    """Ends the server's segment when a commit in it has waited for too long: a quiet server takes hours to fill one.
 
-    The server itself marks what nobody needs to hear about (its own snapshots of running transactions) only after
-    something happened: on an idle one the log stands still, and no segment is ended.
+    A server on which nobody writes has commits no more, and yet a log: its own notes of running transactions, of
+    checkpoints, and of the segments that were ended here. That is not worth a segment a minute, so what counts is the
+    snapshot of transactions, which every commit changes (https://www.postgresql.org/docs/current/functions-info.html).
     """
 
-    def __init__(self, session: psycopg.Connection[TupleRow], longest: timedelta) -> None:
-        self._session, self._longest = session, longest.total_seconds()
+    def __init__(self, session: psycopg.Connection[TupleRow], longest: timedelta, stall_limit: timedelta) -> None:
+        self._session, self._longest, self._stall_limit = session, longest.total_seconds(), stall_limit
+        self._known: str | None = None
         self._segment: Lsn | None = None
         self._since = 0.0
+        self._ended_at: float | None = None
+
+    def arrived(self) -> None:
+        """A finished segment came: the stream is alive."""
+        self._ended_at = None
 
     def end_what_waited(self) -> int:
-        """How many segments it ended: one or none."""
+        """How many segments it ended: one or none. Raises `StreamStalled` when the one before never came."""
+        if self._ended_at is not None and time.monotonic() - self._ended_at > self._stall_limit.total_seconds():
+            raise StreamStalled(
+                f"A segment was ended {self._stall_limit.total_seconds():g} s ago, and has not come.",
+                mend="Look at the server's pg_stat_replication and at the network between; the stream begins again.",
+            )
         row = self._session.execute(
-            "SELECT pg_current_wal_insert_lsn()::text, setting::int8 FROM pg_settings WHERE name = 'wal_segment_size'"
+            "SELECT pg_current_snapshot()::text, pg_current_wal_insert_lsn()::text, setting::int8 FROM pg_settings"
+            " WHERE name = 'wal_segment_size'"
         ).fetchone()
         assert row is not None  # noqa: S101 - the setting is there
-        at, size = Lsn.parse(row[0]), row[1]
+        transactions, at, size = row[0], Lsn.parse(row[1]), row[2]
         segment = segment_start(at, size)
-        if at - segment <= PAGE_HEADER_BYTES:
+        if transactions == self._known or at - segment <= PAGE_HEADER_BYTES:
             self._segment = None
             return 0
         if segment != self._segment:
@@ -201,7 +221,9 @@ class _Ender:
         if time.monotonic() - self._since < self._longest:
             return 0
         self._session.execute("SELECT pg_switch_wal()")
-        self._segment = None
+        self._known, self._segment = transactions, None
+        if self._ended_at is None:
+            self._ended_at = time.monotonic()
         return 1
 
 

@@ -38,7 +38,7 @@ def installation(sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Se
     """On a server of its own, which is crashed here."""
     directory = sandbox_directory / "stream"
     directory.mkdir()
-    with PostgresServer(directory / "postgres", major=18) as server:
+    with PostgresServer(directory / "postgres", major=18, settings={"autovacuum": "off"}) as server:
         yield Installation.make(
             directory, postgres=server, primary=s3_primary, replica=s3_replica, suffix="-stream", scale=0.01
         )
@@ -72,7 +72,7 @@ class Log:
 
     def write(self) -> str:
         """Commit something; returns the segment that it is in."""
-        self.value("SELECT pg_logical_emit_message(false, 'test', repeat('x', 2000))")
+        self.value("SELECT pg_logical_emit_message(true, 'test', repeat('x', 2000))")
         return self.segment(Lsn.parse(self.value("SELECT (pg_current_wal_insert_lsn() - 1)::text")))
 
     def segment(self, lsn: Lsn) -> str:
@@ -146,6 +146,10 @@ def pass_by(seconds: float) -> None:
     until(lambda: time.monotonic() > ends, within=seconds + 5)
 
 
+def receivers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "pg_receivewal"]
+
+
 @pytest.mark.requirement("R5.5")
 def test_what_is_written_is_in_the_bucket_within_the_promise(
     installation: Installation, policy: Policy, spool: Path, log: Log
@@ -157,13 +161,30 @@ def test_what_is_written_is_in_the_bucket_within_the_promise(
             until(lambda wanted=segment: wanted in log.shipped(), within=4 * PROMISE.total_seconds())
         assert log.from_anchor()
         assert set(log.from_anchor()) <= log.shipped()
-        # An idle server's log stands still: nothing is ended, nothing is shipped.
-        before, at = log.shipped(), log.value("SELECT pg_current_wal_insert_lsn()")
+        # On an idle server nothing is ended, nothing is shipped, though it notes what nobody has to hear of.
+        log.value("SELECT pg_log_standby_snapshot()")
+        before, at = log.shipped(), log.segment(Lsn.parse(log.value("SELECT pg_current_wal_insert_lsn()::text")))
         pass_by(2 * PROMISE.total_seconds())
-        assert (log.shipped(), log.value("SELECT pg_current_wal_insert_lsn()")) == (before, at)
+        assert log.segment(Lsn.parse(log.value("SELECT pg_current_wal_insert_lsn()::text"))) == at
+        assert log.shipped() == before
     assert done.interruptions == 0
     assert done.ended_early >= 2
     assert log.copies() == 0
+
+
+def test_a_receiver_that_hangs_is_noticed_and_replaced(
+    installation: Installation, policy: Policy, spool: Path, log: Log
+) -> None:
+    """A hung connection looks like a quiet server's, but for the segment that was ended and never comes."""
+    pipeline = policy.pipeline.model_copy(update={"stall_limit": timedelta(seconds=3)})
+    with streaming(installation, policy.model_copy(update={"pipeline": pipeline}), spool) as done:
+        until(lambda: bool(receivers()), within=10)
+        [hung] = receivers()
+        hung.suspend()
+        segment = log.write()
+        until(lambda: segment in log.shipped(), within=60)
+    assert not hung.is_running()
+    assert done.interruptions == 1
 
 
 def test_a_second_stream_waits_and_goes_on_where_the_first_ended(
