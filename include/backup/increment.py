@@ -25,6 +25,7 @@ from include.backup.wal_collection import (
     ServerLog,
     WalCollection,
     finish_segment,
+    longest_wait,
     read_log,
     segments_on_server,
     wal_collection,
@@ -104,7 +105,7 @@ def _make(
     with chain_lock(
         application.replication,
         "window",
-        wait=policy.pipeline.stall_limit,
+        wait=longest_wait(policy),
         application_name=f"{backup}.{name}.D",  # by which the reaper sees that this try lives
     ) as lock:
         if (made := committed(catalog, backup)) is not None:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -109,6 +109,11 @@ def segments_on_server(application: Application) -> frozenset[str]:
         return frozenset(name for (name,) in session.execute("SELECT name FROM pg_ls_waldir()") if is_segment(name))
 
 
+def longest_wait(policy: Policy) -> timedelta:
+    """How long to wait for the chain's `window` lock: as long as an increment may take, which may hold it."""
+    return policy.monitoring.warnings.slow_backup.longest.incremental
+
+
 @contextmanager
 def wal_collection(
     application: Application,
@@ -150,7 +155,7 @@ def collect_wal(
     The server is switched to its next segment, so that everything written before this call is in it. Takes the chain's
     `window` lock for as long as it takes; the anchor exists. Raises `WalGone`, `ChainBusy`.
     """
-    with chain_lock(application.replication, "window", wait=policy.pipeline.stall_limit) as lock:
+    with chain_lock(application.replication, "window", wait=longest_wait(policy)) as lock:
         state = read_log(application)
         with wal_collection(
             application,
@@ -239,7 +244,7 @@ class WalCollection:
     def _take_shipped(self, names: Sequence[str]) -> None:
         """Prove the copies that lie there; of each name the oldest that is sound."""
         wanted = [name for name in names if name not in self._files]
-        shipped = self._archive.shipped() if wanted else {}
+        shipped = self._archive.shipped(wanted)
         with ThreadPoolExecutor(self._policy.pipeline.streams_at_once, thread_name_prefix="measure") as pool:
             for proved in pool.map(self._proved, [shipped[name] for name in wanted if name in shipped]):
                 if proved is not None:

@@ -19,7 +19,7 @@ from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists
 from include.policy import Policy
-from include.repository.catalog import Catalog, Entry
+from include.repository.catalog import Catalog
 from include.repository.layout import BackupId, gap_prefix
 from include.repository.lsn import Lsn, LsnField, segment_lsn, segment_name
 from include.repository.manifest import Manifest, moment_text
@@ -246,10 +246,14 @@ class Ledger:
     def read(cls, catalog: Catalog, policy: Policy, *, since: datetime, until: datetime) -> Self:
         """Compute it from the bucket, for the cluster of the newest backup with WAL.
 
-        Raises `GapRefused`, and what the store raises. A manifest that is refused counts as missing.
+        Raises `GapRefused`, and what the store raises. A backup that is refused, or whose verification failed, is
+        missing.
         """
+        entries = [*catalog.entries("snapshot"), *catalog.entries("incremental")]
         with_wal = [
-            each for each in genuine([*catalog.entries("snapshot"), *catalog.entries("incremental")]) if each.wal
+            entry.manifest
+            for entry in entries
+            if entry.manifest and entry.manifest.wal and not entry.verification.failed
         ]
         schedule = policy.backups.incremental.schedule
         if not with_wal:
@@ -272,8 +276,3 @@ class Ledger:
             "gaps": [{**gap.model_dump(mode="json"), "key": gap.home} for gap in self.gaps],
             "newest": self.newest and self.newest.to_json(),
         }
-
-
-def genuine(entries: Sequence[Entry]) -> list[Manifest]:
-    """The manifests of a catalog's entries, without those that are refused."""
-    return [entry.manifest for entry in entries if entry.manifest is not None]
