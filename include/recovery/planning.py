@@ -288,14 +288,13 @@ class _Planning:
         start = segment_start(base_of(base).start_lsn, branch.segment_bytes)
         wal = (*branch.histories, *branch.between(start, found.end))
         moment = target.moment or found.reaches
-        objects = self._objects(found, moment) if "objects" in what else None
+        wanted = found.at.consistency_point.objects_as_of if found.at else self._store_clock(found, moment)
+        objects = self._objects(found.base, wanted) if "objects" in what else None
         configuration = self._configuration(found, moment) if "configuration" in what else None
         skew = Skew(
-            objects.as_of - moment.replace(microsecond=0) if objects else None,
+            objects.as_of - wanted if objects else None,
             configuration.as_of - moment if configuration else None,
         )
-        if found.at is not None and objects:
-            skew = Skew(timedelta(0), skew.configuration)
         tars = [artifact for artifact in base.artifacts if _is_base(artifact.name)]
         database = "database" in what
         stored = (sum(tar.stored_bytes for tar in tars) + sum(file.stored_bytes for file in wal)) if database else 0
@@ -336,12 +335,14 @@ class _Planning:
             download_seconds=round(stored / _fetch_rate(base)),
             unpack_seconds=round((raw - replayed) / _UNPACKED),
             replay_seconds=round(replayed / _REPLAYED),
-            notes=tuple(self._notes(found, objects, configuration)),
+            notes=tuple(self._notes(found, objects, configuration, skew)),
         )
 
-    def _objects(self, found: _Found, moment: datetime) -> ObjectsSource:
-        """The newest whole listing from which the increments reach the moment; else the one that reaches furthest."""
-        wanted = found.at.consistency_point.objects_as_of if found.at else self._store_clock(found, moment)
+    def _objects(self, otherwise: Manifest, wanted: datetime) -> ObjectsSource:
+        """The newest whole listing from which the increments reach the moment; else the one that reaches furthest.
+
+        Where none is as old, that of the base, which is younger.
+        """
         changes = sorted(
             (manifest for manifest in self._reach.sound if manifest.objects.since is not None), key=_objects_as_of
         )
@@ -362,7 +363,7 @@ class _Planning:
                 best = source
             if best.as_of == wanted:
                 break
-        return best or ObjectsSource(found.base, (), (), _objects_as_of(found.base))
+        return best or ObjectsSource(otherwise, (), (), _objects_as_of(otherwise))
 
     @staticmethod
     def _store_clock(found: _Found, moment: datetime) -> datetime:
@@ -385,7 +386,11 @@ class _Planning:
         return ConfigurationSource(repository, files, (files if whole else repository).consistency_point.time)
 
     def _notes(
-        self, found: _Found, objects: ObjectsSource | None, configuration: ConfigurationSource | None
+        self,
+        found: _Found,
+        objects: ObjectsSource | None,
+        configuration: ConfigurationSource | None,
+        skew: Skew,
     ) -> Iterator[str]:
         stop = found.stop.lsn
         for other in self._reach.branches:
@@ -400,9 +405,9 @@ class _Planning:
                 )
         for doubt in self._reach.doubts_between(base_of(found.base).stopped, found.reaches):
             yield f"Passed over: {doubt}."
-        if objects and objects.as_of > found.reaches + _SAME_CLOCK and found.at is None:
+        if objects and skew.objects and skew.objects > timedelta(0):
             yield f"No listing of objects is as old as the moment: they come back as of {iso(objects.as_of)}."
-        elif objects and not objects.later and found.at is None and objects.as_of < found.reaches - _SAME_CLOCK:
+        elif objects and skew.objects and skew.objects < -_SAME_CLOCK:
             yield f"No increment reaches the moment: objects come back as of {iso(objects.as_of)}."
         if configuration and configuration.as_of > found.reaches:
             yield f"No configuration is as old as the moment: it comes back as of {iso(configuration.as_of)}."

@@ -20,10 +20,11 @@ from include.recovery.plan import NoTarget
 from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery, recoverable, reopen
 from include.recovery.reach import Branch
 from include.repository.catalog import Catalog
+from include.repository.contents import REPOSITORY_BUNDLE
 from include.repository.layout import BackupId, new_attempt, wal_key
 from include.repository.ledger import Gap, declare
 from include.repository.lsn import Lsn, segment_name
-from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.manifest import Artifact, ConfigurationSummary, Manifest, ManifestRefused
 from include.repository.timelines import TimelineHistory
 from include.repository.verification import Record, VerificationFailed, store_record
 from include.repository.wal import WalArchive
@@ -356,7 +357,8 @@ def test_a_moment_on_two_histories_is_the_newer_one_s_and_that_is_told(catalog: 
     assert "incremental-20261122T005000Z" in note
     old = plan(catalog, "incremental-20261122T005000Z", log)
     assert (old.history.timeline, old.reaches) == (1, at(50))
-    assert not plan(catalog, at(25), log).notes  # before they parted it is one moment
+    before = plan(catalog, at(25), log)  # they parted, it is one moment
+    assert not [note for note in before.notes if "also on" in note]
     assert [(span.timeline, span.since, span.until) for span in recoverable(catalog, POLICY)] == [(2, at(9), at(70))]
 
 
@@ -426,3 +428,106 @@ def test_exactly_what_had_ended_by_the_moment_is_kept(long_chain: Catalog, data:
     assert kept == [at(time) for *_, time in ended if at(time) <= at(minute)]
     assert planned.base.base.stopped <= at(minute)
     assert planned.base.base.stop_lsn < planned.stop.lsn <= planned.end_lsn
+
+
+# --- objects and configuration ---------------------------------------------------------------------------------------
+
+
+def stored(name: str) -> Artifact:
+    """An artifact of a configuration, of no bytes."""
+    return Artifact(
+        name=name,
+        component="system_settings",
+        retention_class="operational",
+        attempt=ATTEMPT,
+        segments=(),
+        milliseconds=1,
+    )
+
+
+def lived(catalog: Catalog, *, without: Sequence[int] = (), apart: timedelta = timedelta()) -> list[Manifest]:
+    """The chain with its objects: each increment has what changed since the backup before; refs moved in minute 30.
+
+    `apart` is how far the store's clock is before the server's.
+    """
+    made = [window("snapshot", 10, (2, 4))]
+    made += [window("incremental", 10 * n, (2 * n, 2 * n + 2), since=10 * n - 10) for n in range(2, 6)]
+    committed = []
+    for number, one in enumerate(made):
+        minute = 10 * number + 10
+        moved = minute in {10, 30}
+        since = None if number == 0 else at(minute - 10) + apart
+        point = one.consistency_point.model_copy(update={"objects_as_of": at(minute) + apart})
+        changed = one.model_copy(
+            update={
+                "consistency_point": point,
+                "objects": one.objects.model_copy(update={"since": since}),
+                "artifacts": (*([stored(REPOSITORY_BUNDLE)] if moved else []), stored("config/environment.tar")),
+                "configuration": ConfigurationSummary(branch="main", files=1, refs_sha256="a" if minute < 30 else "b"),
+            }
+        )
+        if number not in without:
+            committed.append(commit(catalog, changed))
+    return committed
+
+
+def test_objects_come_from_the_listing_before_and_the_changes_since(catalog: Catalog) -> None:
+    snapshot, *increments = lived(catalog)
+    planned = plan(catalog, at(35))
+    assert planned.objects is not None
+    assert (planned.objects.base, planned.objects.as_of) == (snapshot, at(35))
+    assert [one.id for one in planned.objects.increments] == [one.id for one in increments[:3]]
+    assert [one.id for one in planned.objects.later] == [increments[3].id]
+    full = make(point=at(34))
+    full = commit(catalog, full.model_copy(update={"artifacts": (), "configuration": increments[2].configuration}))
+    newer = plan(catalog, at(35)).objects
+    assert newer is not None
+    assert (newer.base.id, [one.id for one in newer.increments]) == (full.id, [increments[2].id])
+    point = plan(catalog, increments[0].id)
+    assert point.objects is not None
+    assert (point.objects.as_of, len(point.objects.increments), point.skew.objects) == (at(20), 1, timedelta(0))
+
+
+def test_objects_beyond_the_last_increment_are_older_and_that_is_told(catalog: Catalog) -> None:
+    lived(catalog)
+    ship(catalog, 12, 13)
+    planned = plan(catalog, at(58), Log([(1, 12.5, 57), (1, 13.5, 59)]))
+    assert planned.objects is not None
+    assert (planned.objects.as_of, planned.objects.later) == (at(50), ())
+    assert planned.skew.objects == timedelta(minutes=-8)
+    assert any("No increment reaches the moment" in note for note in planned.notes)
+    assert "objects -480 s" in str(planned)
+
+
+def test_objects_of_a_moment_before_any_listing_are_younger_and_that_is_told(catalog: Catalog) -> None:
+    snapshot, *_ = lived(catalog)
+    planned = plan(catalog, at(9.5), Log([(1, 3.5, 9.8)]))
+    assert planned.objects is not None
+    assert (planned.objects.base, planned.objects.as_of) == (snapshot, at(10))
+    assert any("No listing of objects is as old as the moment" in note for note in planned.notes)
+
+
+def test_a_store_whose_clock_is_apart_is_asked_by_its_own(catalog: Catalog) -> None:
+    lived(catalog, apart=timedelta(seconds=-90))
+    planned = plan(catalog, at(35))
+    assert planned.objects is not None
+    assert abs(planned.objects.as_of - (at(35) - timedelta(seconds=90))) <= timedelta(seconds=1)
+    assert (planned.skew.objects, planned.notes) == (timedelta(0), ())
+
+
+def test_the_configuration_is_the_newest_bundle_and_the_newest_files(catalog: Catalog) -> None:
+    snapshot, second, third, fourth, _ = lived(catalog)
+    for minute, repository, files in ((25, snapshot, second), (30, third, third), (45, third, fourth)):
+        found = plan(catalog, at(minute)).configuration
+        assert found is not None
+        assert (found.repository.id, found.files.id) == (repository.id, files.id)
+        assert found.as_of == files.consistency_point.time
+
+
+def test_a_bundle_that_is_lost_makes_the_configuration_older(catalog: Catalog) -> None:
+    snapshot, *_ = lived(catalog, without=[2])
+    commit(catalog, window("snapshot", 35, (7, 8), artifacts=(), configuration=snapshot.configuration))
+    planned = plan(catalog, at(45))
+    assert planned.configuration is not None
+    assert (planned.configuration.repository, planned.configuration.as_of) == (snapshot, at(10))
+    assert planned.skew.configuration == timedelta(minutes=-35)
