@@ -10,8 +10,8 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -300,27 +300,71 @@ def test_one_whose_copy_is_killed_commits_nothing_and_runs_again(taken: Taken, m
     assert taken.ask(SLOTS) == [ANCHOR]
 
 
-def die(*_: object, **__: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+# What the operator does, in a process of its own that kills itself where it is told to.
+TASK = """
+import json, os, signal, sys
+from importlib import import_module
+from pathlib import Path
+import boto3
+from include.backup.application import Application
+from include.backup.snapshot import make_snapshot
+from include.pipeline.keys import Keyring
+from include.pipeline.store import Bucket
+from include.policy import load_policy
+from include.repository.catalog import Catalog
+from include.repository.layout import BackupId
+from include.sources.configuration import Configuration
+from include.sources.postgres.login import DatabaseLogin
+
+told = json.load(sys.stdin)
+def bucket(name):
+    session = boto3.Session(told["access_key"], told["secret_key"], region_name=told["region"])
+    return Bucket(session, name, region=told["region"], endpoint_url=told["endpoint_url"])
+module, place, method = told["dies"]
+setattr(getattr(import_module(module), place), method, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+make_snapshot(
+    BackupId.parse(told["backup"]), slot=None, policy=load_policy(), scratch=Path(told["scratch"]),
+    application=Application(
+        **{name: DatabaseLogin(**login) for name, login in told["logins"].items()},
+        objects=bucket(told["objects"]), configuration=Configuration(Path(told["configuration"])),
+    ),
+    catalog=Catalog(bucket(told["backups"]), Keyring.load(Path(told["keyring"]))),
+)
+"""
 
 
 @pytest.mark.requirement("R4.4")
-@pytest.mark.parametrize(
-    ("place", "moment"),
-    [(TarScanner, "feed"), (WalSession, "ship"), (Catalog, "commit")],
-    ids=["base", "log", "commit"],
-)
-def test_a_try_that_is_killed_commits_nothing_and_the_next_one_clears_up(
-    taken: Taken, monkeypatch: pytest.MonkeyPatch, place: type, moment: str
-) -> None:
-    backup = BackupId("snapshot", datetime.now(UTC), manual=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(place, moment, die)
-        if not (child := os.fork()):
-            with suppress(BaseException):
-                taken.take(backup)
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+@pytest.mark.parametrize("place", [TarScanner, WalSession, Catalog], ids=["base", "log", "commit"])
+def test_a_try_that_is_killed_commits_nothing_and_the_next_one_clears_up(taken: Taken, place: type) -> None:
+    method = {TarScanner: "feed", WalSession: "ship", Catalog: "commit"}[place]
+    backup, installation = BackupId("snapshot", datetime.now(UTC), manual=True), taken.installation
+    credentials = installation.primary.session().get_credentials()
+    assert credentials is not None
+    told = {
+        "logins": {name: asdict(getattr(installation, name)) for name in ("barrier", "dump", "replication")},
+        "objects": installation.synapse.bucket,
+        "backups": installation.backups,
+        "access_key": credentials.access_key,
+        "secret_key": credentials.secret_key,
+        "region": installation.primary.region,
+        "endpoint_url": installation.primary.endpoint_url,
+        "configuration": str(installation.synapse.configuration),
+        "keyring": str(installation.keyring),
+        "scratch": str(taken.scratch),
+        "backup": str(backup),
+        "dies": [place.__module__, place.__name__, method],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TASK],
+        input=json.dumps(told),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert taken.installation.catalog().find(backup) is None
 
     made = taken.take(backup)
