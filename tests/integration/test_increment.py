@@ -116,6 +116,7 @@ class Chain:
         """A snapshot in all but its base, which nobody here restores."""
         with self.application.replication.connect(application_name="test", autocommit=True) as session:
             secure_anchor(session)
+        self.sql("SELECT pg_logical_emit_message(true, 'test', 'a base writes log')")
         state = read_log(self.application)
         backup = BackupId("snapshot", state.time, manual=True)
         start = segment_start(state.flushed, state.segment_bytes)
