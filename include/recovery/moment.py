@@ -172,18 +172,20 @@ class _Restore:
             "objects": (places.objects is not None, (*chosen.keys, *chosen.prefixes)),
             "configuration": (places.configuration is not None, chosen.files),
         }
-        known: list[str] = []
-        for source, (named, parts) in wanted.items():
-            if named:
-                there = [one.name for one in (*self._policy.components_of(source), self._policy.unclassified(source))]
-                known += there
-                if chosen and not (parts or chosen.of(there)):
-                    raise BackupError(
-                        f"A part is asked for, and nothing of it is for the {source}.", mend="Name no place for that."
-                    )
+        there = {
+            source: [one.name for one in (*self._policy.components_of(source), self._policy.unclassified(source))]
+            for source, (named, _) in wanted.items()
+            if named
+        }
+        known = [name for names in there.values() for name in names]
         for name in chosen.components:
             if name not in known:
                 raise nothing_matches(name, known, what="component for these places called")
+        for source, names in there.items():
+            if chosen and not (wanted[source][1] or chosen.of(names)):
+                raise BackupError(
+                    f"A part is asked for, and nothing of it is for the {source}.", mend="Name no place for that."
+                )
 
     def _require_places(self) -> None:
         """Nobody waits for an hour to hear that the place was taken."""
