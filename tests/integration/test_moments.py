@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import secrets
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -16,17 +19,24 @@ import pytest
 
 from include.backup.increment import make_increment
 from include.backup.snapshot import make_snapshot
+from include.errors import BackupError
 from include.pipeline.progress import Progress
+from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket, ObjectVersion
 from include.policy import load_policy
 from include.recovery.cluster import recover
 from include.recovery.database import DatabaseExists
+from include.recovery.everything import NotAsRestored, validate
+from include.recovery.everything import restore_to as restore_to_places
 from include.recovery.moment import Chosen, Destinations, RestoredMoment, restore_to
 from include.recovery.opened import OpenedBackup
-from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery
+from include.recovery.places import Places
+from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery, reopen
+from include.recovery.proof import prove_plan
 from include.recovery.selection import NothingMatches
 from include.repository.catalog import Catalog
-from include.repository.layout import BackupId
+from include.repository.layout import BackupId, wal_key
+from include.repository.lsn import Lsn, segment_name
 from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
@@ -34,10 +44,10 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.standby import Standby
 from include.sources.objects import objects_as_of
+from tests.damage import flip, repair
 
 POLICY = load_policy()
 SCALE = 0.02
-ROWS = "SELECT n, xmin::text FROM public.entry ORDER BY n"
 WRITTEN = "SELECT n, pg_xact_commit_timestamp(xmin) FROM public.entry ORDER BY n"
 
 
@@ -296,6 +306,84 @@ def test_random_moments_have_exactly_the_rows_of_then(story: Story) -> None:
 @pytest.mark.soak
 def test_fifty_random_moments_have_exactly_the_rows_of_then(story: Story) -> None:
     try_moments(story, 50)
+
+
+@pytest.mark.requirement("R5.1", "R5.2")
+def test_a_recovery_in_steps_is_proved_carried_out_and_looked_at(
+    story: Story, database: str, bucket: str, s3_primary: S3Server, tmp_path: Path
+) -> None:
+    """As the DAG does it: a scratch place, a login that may create databases and nothing else."""
+    planned = story.plan(story.made[2].consistency_point.time - timedelta(seconds=0.3))
+    plan = reopen(json.loads(json.dumps(planned.to_json())), story.catalog, POLICY)
+    proved = prove_plan(plan, story.catalog, POLICY, scratch=story.scratch)
+    assert proved["wal_files_read_back"] == len(plan.wal)
+    into = Bucket(s3_primary.session(), bucket, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    places = Places(
+        server=story.installation.scratch,
+        database=database,
+        bucket=into,
+        prefix="recovered/",
+        configuration=tmp_path / "checkout",
+        components=(),
+        live=False,
+        run="run",
+    )
+    scratch = story.scratch / "steps"
+    facts = restore_to_places(plan, story.catalog, POLICY, places=places, scratch=scratch)
+    json.dumps(facts)
+    assert list(scratch.iterdir()) == []
+    scratch.rmdir()
+    assert rows_of(story, database) == story.committed_by(plan.target.moment or plan.reaches)
+    told = validate(plan, places, facts)
+    assert (told["tables"], told["objects"]) == (facts["restored_tables"], facts["objects"])
+    into.delete(next(into.keys("recovered/")))
+    with pytest.raises(NotAsRestored, match="objects, not"):
+        validate(plan, places, facts)
+
+
+def test_a_flipped_bit_in_a_segment_stops_the_proof_and_the_recovery(story: Story, database: str) -> None:
+    plan = story.plan(story.made[1].consistency_point.time - timedelta(seconds=0.1))
+    assert plan.stop.lsn is not None
+    name = segment_name(plan.history.timeline, Lsn(plan.stop.lsn - 1), plan.segment_bytes)
+    (file,) = (file for file in plan.wal if file.name == name)
+    key = wal_key(plan.system_identifier, file.name, file.attempt)
+    flip(story.catalog.bucket, key)
+    try:
+        with pytest.raises(StreamRefused, match=name):
+            prove_plan(plan, story.catalog, POLICY, scratch=story.scratch)
+        to = Destinations(server=story.installation.postgres.superuser, database=database)
+        with pytest.raises(BackupError, match=name):
+            story.restore(plan, to)
+    finally:
+        repair(story.catalog.bucket, key)
+    with story.installation.postgres.superuser.connect(application_name="test") as session:
+        assert session.execute("SELECT FROM pg_database WHERE datname = %s", (database,)).fetchone() is None
+
+
+def cli(story: Story, *arguments: str) -> subprocess.CompletedProcess[str]:
+    installation = story.installation
+    return subprocess.run(
+        [sys.executable, "-m", "include.cli", "--bucket", installation.backups, *arguments],
+        env={"PATH": os.environ["PATH"], "COLUMNS": "200", **installation.break_glass()},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_line_plans_tells_and_recovers(story: Story, database: str, sandbox_directory: Path) -> None:
+    moment = story.made[0].consistency_point.time + timedelta(seconds=0.4)
+    planned = cli(story, "restore", "--to", moment.isoformat(), "--plan")
+    assert planned.returncode == 0, planned.stderr
+    assert f"base           {story.made[0].id}" in planned.stdout
+    kept = sandbox_directory / "kept"
+    done = cli(story, "restore", "--to", moment.isoformat(), "--database", database, f"--data-directory={kept}")
+    assert done.returncode == 0, done.stderr
+    assert f"target         {moment.isoformat()}" in done.stderr
+    assert f"database {database}:" in done.stdout
+    assert rows_of(story, database) == story.committed_by(moment)
+    assert (kept / "data" / "PG_VERSION").read_text() == "18\n"
 
 
 def on(installation: Installation, server: PostgresServer) -> Installation:
