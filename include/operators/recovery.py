@@ -71,6 +71,11 @@ class SelectTimestamp(RecoveryStep):
                 "What is live has its places: none can be named.", mend="Leave the names empty, or recover to scratch."
             )
         component = here.policy.components.get(what)
+        if live and component and component.source == "database":
+            raise NotAllowedOver(
+                f"{component.name} alone cannot take its place in the live database: what refers to it stays.",
+                mend="Recover it to scratch, and copy what is needed from there; or recover the database, whole.",
+            )
         parts = [component.source] if component else list(ALL) if what == EVERYTHING else [what]
         run = f"{context['dag_run'].run_after.astimezone(UTC):%Y%m%dt%H%M%S%f}"
         facts = {
@@ -209,8 +214,8 @@ class ReportRecovery(Teller):
         approval = _told_by(context, APPROVE)
         if approval:
             facts["answered by"] = f"{_name(approval)}: {', '.join(approval['chosen_options'])}"
-        for name, value in (_told_by(context, VALIDATE) or _told_by(context, RESTORE) or {}).items():
-            facts[name] = value
+        facts |= _told_by(context, RESTORE) or {}
+        facts |= _told_by(context, VALIDATE) or {}
         if asked and asked["where"] == SCRATCH:
             facts |= {f"remove {what}": how for what, how in _places(here, asked).removal().items()}
         about = f"Recovery to {asked['target']}" if asked else "Recovery"

@@ -106,9 +106,11 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.backup.increment import NeverKept  # noqa: PLC0415
     from include.backup.verify import SizeSuspect  # noqa: PLC0415
     from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
+    from include.operators.recovery import NotAllowedOver  # noqa: PLC0415
     from include.operators.slots import NoSlot  # noqa: PLC0415
     from include.pipeline.keys import KeyringError  # noqa: PLC0415
     from include.policy import PolicyError  # noqa: PLC0415
+    from include.recovery.plan import NoTarget, Unreachable  # noqa: PLC0415
     from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
     from include.repository.ledger import GapDeclared  # noqa: PLC0415
     from include.repository.manifest import ManifestRefused  # noqa: PLC0415
@@ -116,6 +118,9 @@ def _hopeless() -> tuple[type[BackupError], ...]:
 
     return (
         NotReady,
+        NoTarget,
+        NotAllowedOver,
+        Unreachable,
         ClusterChanged,
         GapDeclared,
         NeverKept,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,12 @@ class ShipWal(Step):
         clock.daemon = True
         clock.start()
         try:
-            ship_continuously(here.application, here.catalog, here.policy, spool=here.root / SPOOL, until=self._until)
+            done = ship_continuously(
+                here.application, here.catalog, here.policy, spool=here.root / SPOOL, until=self._until
+            )
         finally:
             clock.cancel()
-        return {}
+        return asdict(done)
 
     def on_kill(self) -> None:
         """End what runs, green: what is shipped is shipped, and the next run goes on behind it.

@@ -77,6 +77,7 @@ class ApiServer(AirflowPart):
     """The user interface, the REST API, and the API that tasks report to."""
 
     name = "Airflow's API server"
+    stopped_within = 3.0  # it keeps nothing, and waits for connections that nobody uses any more
     arguments = ("api-server",)
 
     def _command(self) -> list[str]:
@@ -174,6 +175,23 @@ class AirflowServices:
         """A client of the REST API, logged in."""
         return AirflowClient(self.url, user, self.passwords[user])
 
+    def airflow(self, *arguments: str) -> str:
+        """Run the `airflow` command line; returns what it says, or raises `BackupError` with it."""
+        done = subprocess.run(
+            [sys.executable, "-m", "airflow", *arguments],
+            cwd=self.home,
+            env=self._variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=MIGRATED_WITHIN,
+            check=False,
+        )
+        if done.returncode:
+            raise BackupError(f"airflow {' '.join(arguments)}: {done.stdout}", mend="Mend what it says.")
+        return done.stdout
+
     def pids(self) -> dict[str, int]:
         """The process id of each part, by its command's name. Raises `BackupError` when one does not run."""
         return {part.arguments[0]: part.pid for part in (self._api, *self._others)}
@@ -241,6 +259,10 @@ class AirflowClient:
                 return
             if errors := self.import_errors():
                 raise BackupError(f"DAG files cannot be read: {errors}", mend="Mend them.")
+
+    def pause(self, dag_id: str) -> None:
+        """Begin no more runs of a DAG; those that run go on."""
+        _accepted(self._http.patch(_path("dags", dag_id), json={"is_paused": True}))
 
     def trigger(
         self,

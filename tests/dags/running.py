@@ -63,10 +63,8 @@ class Running:
         assert self.client.wait(dag, run, within=RUN_WITHIN) == "success", self.explain(run, dag)
 
     def snapshot(self) -> str:
-        """A snapshot, made once, by hand: its latest slot may be days ago."""
-        if SNAPSHOT not in self.ran:
-            self.ran[SNAPSHOT] = self.triggered(SNAPSHOT)
-        return self.ran[SNAPSHOT]
+        """The snapshot of the latest slot: it is days ago, and not late before the next one."""
+        return self.scheduled(SNAPSHOT)
 
     def triggered(self, dag: str = FULL, **conf: object) -> str:
         """A manual run, ended well."""
@@ -86,6 +84,10 @@ class Running:
         entries = self.catalog.entries(backup_type)
         assert all(entry.manifest for entry in entries)
         return [entry.manifest for entry in entries if entry.manifest]
+
+    def shipped(self) -> set[str]:
+        """Every segment of the log in the bucket."""
+        return {key.rpartition("/")[2].split(".")[0] for key in self.catalog.bucket.keys("wal/")}
 
     def restore(self, manifest: Manifest, scratch: Path) -> None:
         """Bring the whole application back."""

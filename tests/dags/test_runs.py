@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -18,7 +19,7 @@ from include.backup.sample import turn_of
 from include.backup.verify import check_integrity
 from include.errors import BackupError
 from include.policy import load_policy
-from include.sandbox.airflow import APPROVER, AirflowServices, polls
+from include.sandbox.airflow import ADMIN, APPROVER, ENDED, AirflowClient, AirflowServices, polls
 from include.sandbox.installation import Installation
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.postgres import PostgresServer
@@ -32,6 +33,7 @@ from tests.dags.running import (
     RUN_WITHIN,
     SNAPSHOT,
     SOON,
+    STREAM,
     Running,
     base_of_then,
     ledger,
@@ -47,6 +49,7 @@ SOON_MISSED = {
 }
 """A task that is not heard of for half a minute is taken for dead: five minutes, the default, is a long test."""
 
+only_on_15 = pytest.mark.parametrize("on", [pytest.param(15, marks=pytest.mark.soak)], indirect=True)
 only_on_18 = pytest.mark.parametrize("on", [18], indirect=True)
 
 
@@ -136,6 +139,19 @@ def test_no_secret_is_in_a_log(on: Running) -> None:
 
 def made_log_is_there(logs: str, run: str) -> bool:
     return "Consistency point" in logs and run in logs
+
+
+@only_on_18
+@pytest.mark.requirement("R0", "R9")
+def test_only_who_is_logged_in_gets_in_and_a_task_leads_to_its_runbook(on: Running) -> None:
+    with pytest.raises(BackupError, match="401"):
+        AirflowClient(on.services.url, ADMIN, "wrong")
+    for path in ("/api/v2/dags", f"/runbooks/{DAG}"):
+        assert httpx.get(f"{on.services.url}{path}", trust_env=False).status_code == httpx.codes.UNAUTHORIZED
+    link = on.client.links(DAG, on.scheduled(), CREATE)["Runbook"]
+    assert link is not None
+    assert link.endswith(f"/runbooks/{DAG}#{CREATE}")
+    assert f'<h3 id="{CREATE}">' in on.client.page(link)
 
 
 @only_on_18
@@ -267,6 +283,7 @@ HOUR = timedelta(hours=1)
 NOT_DONE = {CREATE, "verify.integrity", "report.success_report", "report.error_alert", "watcher"}
 """What is skipped of a run whose hour is adopted."""
 IDLE_SECONDS = 20.0
+DAY_WITHIN = 1200.0
 
 
 @dataclass(frozen=True)
@@ -285,16 +302,32 @@ class Hours:
         return [backup for state, backup in self.after.values() if state == "complete" and backup]
 
 
-def missed(on: Running, scratch: Path, *, hours: int) -> Hours:
+Backfill = Callable[[Running, datetime, datetime], None]
+
+
+def by_rest(on: Running, begin: datetime, end: datetime) -> None:
+    on.client.wait_for_backfill(on.client.backfill(INCREMENTAL, begin, end), within=DAY_WITHIN)
+
+
+def by_cli(on: Running, begin: datetime, end: datetime) -> None:
+    dates = ["--from-date", begin.isoformat(), "--to-date", end.isoformat()]
+    on.services.airflow("backfill", "create", "--dag-id", INCREMENTAL, *dates, "--max-active-runs", "4")
+    expected = round((end - begin) / HOUR) + 1
+    for _ in polls(DAY_WITHIN, "the runs of the backfill"):
+        runs = [run for run in on.client.runs(INCREMENTAL) if run["run_type"] == "backfill"]
+        if len(runs) == expected and all(run["state"] in ENDED for run in runs):
+            return
+
+
+def missed(on: Running, scratch: Path, *, hours: int, backfill: Backfill) -> Hours:
     """A base of so many hours ago, then a backfill of them, and at the same time the schedule and a manual run."""
     last = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     first = last - hours * HOUR
     base_of_then(on, first - HOUR / 2, scratch)
     before = ledger(on, first, last)
     on.client.unpause(INCREMENTAL)
-    backfill = on.client.backfill(INCREMENTAL, first, last - 2 * HOUR)  # of the beginnings; the last is the schedule's
     manual = on.client.trigger(INCREMENTAL)
-    on.client.wait_for_backfill(backfill, within=hours * RUN_WITHIN)
+    backfill(on, first, last - 2 * HOUR)  # the dates are of beginnings; the last hour is the schedule's
     scheduled = on.client.wait_for_run(INCREMENTAL, "scheduled", within=SOON)
     for run in (manual, scheduled):
         on.client.wait(INCREMENTAL, run, within=RUN_WITHIN)
@@ -304,7 +337,7 @@ def missed(on: Running, scratch: Path, *, hours: int) -> Hours:
 
 @pytest.fixture(scope="module")
 def hours(on: Running, sandbox_directory: Path) -> Hours:
-    return missed(on, sandbox_directory, hours=3)
+    return missed(on, sandbox_directory, hours=3, backfill=by_rest)
 
 
 @only_on_18
@@ -327,8 +360,8 @@ def test_a_run_whose_hour_is_adopted_is_green_and_says_by_whom(on: Running, hour
     skipped = 0
     for run in on.client.runs(INCREMENTAL):
         states = on.client.task_states(INCREMENTAL, run["dag_run_id"])
-        if states[CREATE] != "skipped":
-            continue
+        if states[CREATE] != "skipped" or datetime.fromisoformat(run["data_interval_end"]) > hours.last:
+            continue  # or of an hour that has ended since
         skipped += 1
         assert {name for name, state in states.items() if state == "skipped"} == NOT_DONE
         assert {state for name, state in states.items() if name not in NOT_DONE} == {"success"}
@@ -362,11 +395,6 @@ def test_nothing_that_is_done_to_runs_makes_the_catalog_lie(on: Running, hours: 
     on.client.delete(INCREMENTAL, identity)
     assert {each.id: each for each in on.manifests("incremental")} == committed
     assert ledger(on, hours.first, hours.last) == hours.after
-    again = on.client.backfill(INCREMENTAL, hours.first, hours.last - 2 * HOUR, reprocess="completed")
-    on.client.wait_for_backfill(again, within=RUN_WITHIN)
-    assert {each.id: each for each in on.manifests("incremental")} == committed
-    assert ledger(on, hours.first, hours.last) == hours.after
-    assert {each["state"] for each in on.client.runs(INCREMENTAL)} == {"success"}
 
 
 @only_on_18
@@ -380,11 +408,50 @@ def test_a_snapshot_is_made_started_and_told(on: Running) -> None:
     assert any(made.id in mail.subject and "succeeded" in mail.subject for mail in on.mails)
 
 
+@pytest.mark.soak
+@only_on_15
+@pytest.mark.requirement("R1.2", "R5.5", "R9")
+def test_a_day_that_was_missed_is_made_good_by_the_command_line_and_again(on: Running, sandbox_directory: Path) -> None:
+    day = missed(on, sandbox_directory, hours=24, backfill=by_cli)
+    assert {state for state, _ in day.before.values()} == {"missing"}
+    assert len(day.after) == 24
+    assert {state for state, _ in day.after.values()} == {"complete", "adopted"}
+    assert set(day.runs.values()) == {"success"}
+    committed = on.manifests("incremental")
+    again = on.client.backfill(INCREMENTAL, day.first, day.last - 2 * HOUR, reprocess="completed")
+    on.client.wait_for_backfill(again, within=DAY_WITHIN)
+    assert on.manifests("incremental") == committed
+    assert ledger(on, day.first, day.last) == day.after
+    assert {each["state"] for each in on.client.runs(INCREMENTAL)} == {"success"}
+    with pytest.raises(BackupError):  # two backfills of one DAG at once: Airflow itself refuses the second
+        on.client.backfill(INCREMENTAL, day.first, day.last - 2 * HOUR, reprocess="completed")
+        on.client.backfill(INCREMENTAL, day.first, day.last - 2 * HOUR, reprocess="completed")
+
+
+@pytest.mark.soak
+@only_on_18
+@pytest.mark.requirement("R5.5")
+def test_the_stream_ships_what_is_written_and_ends_green_on_sigterm(on: Running) -> None:
+    on.snapshot()
+    on.client.unpause(STREAM)
+    run = on.client.wait_for_run(STREAM, "scheduled", within=SOON)
+    task = on.client.wait_for_task(STREAM, run, "ship", {"running"}, within=SOON)
+    before = on.shipped()
+    with on.installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 1000))")
+        session.execute("SELECT pg_switch_wal()")
+    wait_until(lambda: on.shipped() - before, "a segment in the bucket")
+    on.client.pause(STREAM)
+    psutil.Process(task["pid"]).terminate()
+    on.must_end_well(STREAM, run)
+    assert on.client.xcom(STREAM, run, "ship")["shipped"] > 0
+
+
 @only_on_18
 @pytest.mark.requirement("R5.1", "R5.2", "R4.6")
 def test_the_latest_moment_comes_back_into_scratch_places(on: Running) -> None:
     on.snapshot()
-    on.triggered(INCREMENTAL)
+    on.scheduled(INCREMENTAL)
     before = on.synapse.fingerprint()
     run = on.triggered(RECOVERY)
     states = on.client.task_states(RECOVERY, run)
@@ -396,16 +463,28 @@ def test_the_latest_moment_comes_back_into_scratch_places(on: Running) -> None:
     found = on.client.xcom(RECOVERY, run, "validate")
     assert found["tables"] >= len(before.tables) - 1  # a materialized view is none
     assert found["objects"] == len(before.objects)
-    assert found["commit"] == before.configuration
+    assert found["commit"] == before.configuration["HEAD"]
+    database = on.client.xcom(RECOVERY, run, "restore_data")["database"]
     [mail] = [mail for mail in on.mails if "Recovery to latest is done" in mail.subject]
-    for words in (found["database"], "DROP DATABASE", "aws s3 rm", plan["reaches"]):
+    for words in (database, "DROP DATABASE", "aws s3 rm", plan["reaches"]):
         assert words in mail.text()
     assert before.difference(on.synapse.fingerprint()) == []
-    on.client.clear(RECOVERY, run)  # its own leftovers are in the way of nobody
+
+
+@pytest.mark.soak
+@only_on_18
+@pytest.mark.requirement("R5.1")
+def test_what_a_recovery_left_itself_is_in_the_way_of_no_second_try(on: Running) -> None:
+    on.snapshot()
+    run = on.triggered(RECOVERY)
+    plan = on.client.xcom(RECOVERY, run, "locate_backup")
+    on.client.clear(RECOVERY, run)
     on.must_end_well(RECOVERY, run)
-    assert f"database {found['database']}" in on.client.xcom(RECOVERY, run, "restore_data")["cleared"]
+    assert on.client.tasks(RECOVERY, run)["restore_data"]["try_number"] == 2
+    assert on.client.xcom(RECOVERY, run, "locate_backup")["base"] == plan["base"]
 
 
+@pytest.mark.soak
 @only_on_18
 @pytest.mark.requirement("R5.1")
 def test_what_cannot_be_reached_is_refused_before_anything_is_written(on: Running) -> None:
@@ -421,6 +500,7 @@ def test_what_cannot_be_reached_is_refused_before_anything_is_written(on: Runnin
         on.client.trigger(RECOVERY, conf={"where": "the moon"})
 
 
+@pytest.mark.soak
 @only_on_18
 @pytest.mark.requirement("R5.1", "R7.3")
 def test_what_is_live_is_replaced_only_when_somebody_else_approves(on: Running) -> None:

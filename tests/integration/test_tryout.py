@@ -73,6 +73,7 @@ def standing(directory: Path) -> Iterator[Tryout]:
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.soak  # what it shows of Airflow, tests/dags/test_runs.py shows daily; that all of it stands up, the demo
 @pytest.mark.requirement("R0", "R4.6", "R9")
 def test_it_lets_one_user_in_backs_up_and_leaves_nothing_behind(sandbox_directory: Path) -> None:
     with standing(sandbox_directory) as tryout:

@@ -25,7 +25,7 @@ def compose() -> dict[str, Any]:
 
 def test_it_has_every_part_of_airflow_and_what_they_need(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    assert set(services) == PARTS | {"airflow-init", "metadata", "objectstore"}
+    assert set(services) == PARTS | {"airflow-init", "metadata", "objectstore", "wal-stream"}
     assert {services[part]["command"] for part in PARTS} == PARTS
     for part in PARTS:
         assert services[part]["depends_on"]["airflow-init"]["condition"] == "service_completed_successfully"
@@ -47,6 +47,17 @@ def test_the_code_finds_what_it_reads_in_the_environment(compose: dict[str, Any]
         assert environment["AIRFLOW__CORE__DAGS_FOLDER"] in mounts
         if name in PARTS:
             assert environment[KEYRING_VARIABLE] in mounts
+
+
+@pytest.mark.requirement("R5.5")
+def test_the_stream_is_a_service_that_is_asked_for(compose: dict[str, Any]) -> None:
+    stream = compose["services"]["wal-stream"]
+    assert stream["profiles"] == ["stream"]
+    assert stream["command"][:4] == ["python", "-m", "include.cli", "stream"]
+    assert stream["restart"] == "unless-stopped"
+    mounts = {volume.rsplit(":", 2)[-2 if volume.endswith(":ro") else -1] for volume in stream["volumes"]}
+    environment = stream["environment"]
+    assert {environment[KEYRING_VARIABLE], environment[SCRATCH_VARIABLE], stream["command"][-1]} <= mounts
 
 
 def test_every_volume_and_mounted_directory_exists(compose: dict[str, Any]) -> None:
