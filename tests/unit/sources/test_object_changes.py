@@ -53,11 +53,13 @@ def test_a_base_and_the_changes_after_it_are_the_objects_of_every_second_between
 ) -> None:
     history.sort(key=lambda event: event[0])
     points = sorted(data.draw(st.lists(st.integers(0, LAST), min_size=2, max_size=4), label="points"))
-    listed = []  # each listing is made in the second of its point or later, when part of that second may be to come
+    listed: list[list[tuple[int, str, bool]]] = []
+    # each listing is made in the second of its point or later, when part of that second may be to come
     for point in points:
         earlier = sum(second < point for second, _, _ in history)
         within = sum(second == point for second, _, _ in history)
-        listed.append(history[: earlier + data.draw(st.integers(0, within), label="of the border second")])
+        seen = earlier + data.draw(st.integers(0, within), label="of the border second")
+        listed.append(history[: max(seen, len(listed[-1]) if listed else 0)])  # no listing sees less than one before it
     moments = [EPOCH + timedelta(seconds=point) for point in points]
     base = list(objects_as_of(listing(listed[0]), moments[0]))
     changes = [
