@@ -45,7 +45,8 @@ class Places:
     def clear(self) -> list[str]:
         """Remove what an earlier try of this very recovery left, and return it; what only bears another name stays.
 
-        Objects are left: what is there already and the same is not written again. Raises `NotCleared`.
+        Objects get a deletion marker: one that was uploaded in parts cannot be told from another by its ETag, and would
+        be in the way. Raises `NotCleared`.
         """
         if self.live:
             return []
@@ -55,6 +56,10 @@ class Places:
         if self.configuration and self.run in self.configuration.parts and self.configuration.exists():
             shutil.rmtree(self.configuration)
             cleared.append(f"directory {self.configuration}")
+        if self.bucket and self.run in self.prefix and (left := list(self.bucket.keys(self.prefix))):
+            for key in left:
+                self.bucket.delete(key)
+            cleared.append(f"{len(left)} objects of {self.bucket}/{self.prefix}")
         for each in cleared:
             log.info("Removed %s, which an earlier try left.", each)
         return cleared
