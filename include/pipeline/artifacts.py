@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from include.errors import BackupError
@@ -83,26 +84,56 @@ def write_artifact(
     """Stream `source` into segments of at most `policy.segment_bytes` stored, in bounded memory.
 
     Streams that share `room` share the memory of parts on their way. The first segment has `policy.compression_level`,
-    each one after it what `next_level` makes of the one before. Every segment is durable when this returns. An error of
-    the source, of the store or of anything else leaves no segment that is half-written; whole ones stay unreferenced
-    until the reaper takes them.
+    each one after it what `next_level` makes of the one before. The store completes one while the next is filled: else
+    compression would stand still for the answers. Every segment is durable when this returns. An error of the source,
+    of the store or of anything else leaves no segment that is half-written; whole ones stay unreferenced until the
+    reaper takes them.
     """
     began = time.monotonic()
     chunks = _slices(source, min(_CHUNK_BYTES, max(policy.segment_bytes // 8, 1)))
     segments: list[Segment] = []
     level = policy.compression_level
     ahead = next(chunks, None)
-    while ahead is not None or not segments:
-        number, started = len(segments), time.monotonic()
-        with Upload(
-            bucket, place.segment_key(number), part_bytes=policy.part_bytes, in_flight=policy.parts_in_flight, room=room
-        ) as upload:
-            sealer = Sealer(key, place.segment_context(number), level=level, workers=policy.compression_workers)
-            ahead = _fill_segment(ahead, chunks, sealer, upload, policy=policy, progress=progress)
-            upload.complete()
-        segments.append(Segment(upload.key, sealer.measure()))
-        level = next_level(level, upload.waited, time.monotonic() - started, policy)
+    room = room or threading.BoundedSemaphore(policy.parts_in_flight)
+    with ThreadPoolExecutor(1, thread_name_prefix="complete") as completing:
+        before: Future[None] | None = None
+        while ahead is not None or not segments:
+            number, started = len(segments), time.monotonic()
+            upload = Upload(
+                bucket,
+                place.segment_key(number),
+                part_bytes=policy.part_bytes,
+                in_flight=policy.parts_in_flight,
+                room=room,
+            )
+            with _abandoned_on_failure(upload):
+                sealer = Sealer(key, place.segment_context(number), level=level, workers=policy.compression_workers)
+                ahead = _fill_segment(ahead, chunks, sealer, upload, policy=policy, progress=progress)
+                filled = time.monotonic()
+                if before is not None:
+                    before.result()
+            before = completing.submit(_complete, upload)
+            segments.append(Segment(upload.key, sealer.measure()))
+            now = time.monotonic()
+            level = next_level(level, upload.waited + now - filled, now - started, policy)
+        if before is not None:
+            before.result()
     return Written(tuple(segments), time.monotonic() - began)
+
+
+@contextmanager
+def _abandoned_on_failure(upload: Upload) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with upload:  # left without being completed: what was sent is removed
+            pass
+        raise
+
+
+def _complete(upload: Upload) -> None:
+    with upload:
+        upload.complete()
 
 
 def _fill_segment(

@@ -35,7 +35,7 @@ from include.sandbox.s3 import S3Server
 
 ROOT = Path(__file__).parents[3]
 KEY = secrets.token_bytes(32)
-LEVELS = range(2, 10)
+LEVELS = range(1, 10)
 MEMORY_LIMIT = 150_000_000
 KIB = 1 << 10
 

@@ -148,8 +148,8 @@ def test_the_write_stop_always_ends_and_the_application_is_never_the_deadlocks_v
 @pytest.mark.requirement("R4.3", "R4.4")
 def test_the_pipeline(policy: Policy) -> None:
     pipeline = policy.pipeline
-    assert (pipeline.compression_level, pipeline.compression_workers) == (3, 2)
-    assert (pipeline.compression_lowest, pipeline.compression_highest) == (2, 9)
+    assert (pipeline.compression_level, pipeline.compression_workers) == (2, 2)
+    assert (pipeline.compression_lowest, pipeline.compression_highest) == (1, 9)
     assert (pipeline.segment_bytes, pipeline.part_bytes) == (64 * 10**6, 8 * 2**20)
     assert (pipeline.parts_in_flight, pipeline.streams_at_once) == (4, 2)
     assert (pipeline.stall_limit, pipeline.progress_every) == (timedelta(minutes=5), timedelta(seconds=5))
