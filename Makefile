@@ -37,8 +37,9 @@ gateway: env ## what is tested on the second S3 server, alone
 	  echo "There is no $$program. On Debian: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 1; }; done
 	$(BIN)/python -m pytest -m "gateway and not soak" --override-ini addopts="-ra --strict-markers --import-mode=importlib"
 
-bench: env .venv/awscli ## ours beside pg_dump and the aws command, on one server and one store; about a quarter of an hour
+bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, on one server and one store; about half an hour
 	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks.physical
 
 .venv/awscli: Makefile
 	$(PYTHON) -m venv $@

@@ -97,9 +97,7 @@ def _round(turn: list[Side], point: str, directory: Path, wal_bytes: int, measur
     def measure(side: Side, phase: str, command: Command) -> None:
         cost = run(command.argv, environment=command.environment, directory=PROJECT, log=directory / "run.log")
         measured.phases[phase][side.name].append(cost)
-        out.print(
-            f"  {side.name:32} {phase:10} {cost.wall:6.1f} s, {cost.cpu:6.1f} s of CPU, {cost.memory / 1e6:5.0f} MB"
-        )
+        out.print(f"  {side.name:32} {phase:9} {cost.wall:5.1f} s, CPU {cost.cpu:5.1f} s, {cost.memory / 1e6:4.0f} MB")
 
     with server.superuser.connect(application_name="benchmarks", autocommit=True) as session:
         row = session.execute("SELECT sum(pg_database_size(oid)) FROM pg_database").fetchone()
@@ -108,7 +106,7 @@ def _round(turn: list[Side], point: str, directory: Path, wal_bytes: int, measur
             side.begin(store.create_bucket(f"run-{os.urandom(6).hex()}"))
             session.execute("CHECKPOINT")  # nobody pays for what the one before has written
             measure(side, "base", side.base())
-            measured.stored[side.name].append(sum(size for _, _, size in _versions(store, side.bucket)) / 1e6)
+            measured.stored[side.name].append(_stored(store, side.bucket) / 1e6)
         for side in turn:
             side.catch_up()
             if isinstance(side, Ours):
@@ -168,10 +166,8 @@ def _results(measured: Measured, conditions: str) -> list[Result]:
     stored = {side: measured.stored[side] for side in measured.sides}
     results += beside(f"base.stored.{DATA_SET}", "MB", stored, conditions)
     idle = statistics.median(cost.wall for cost in measured.phases["idle"][Ours.name])
-    return [
-        *results,
-        Result("increment.idle", round(idle, 1), "s", None, None, "an hour without a write; " + conditions),
-    ]
+    results.append(Result("increment.idle", round(idle, 1), "s", None, None, f"an hour without a write; {conditions}"))
+    return results
 
 
 def _conditions(there: Place, measured: Measured, rounds: int) -> str:
@@ -181,24 +177,26 @@ def _conditions(there: Place, measured: Measured, rounds: int) -> str:
     ]
     return (
         f"{os.cpu_count()} cores shared with both servers, Linux {platform.release().split('-')[0]}, "
-        f"Python {platform.python_version()}, PostgreSQL {there.installation.postgres.major} (fsync on), Ceph's gateway "
-        f"with TLS on the same machine, {said[0]} (zst 3, AES-256-CBC, process-max 2, bundles, asynchronous archiving; "
-        f"what the archiver pushes during its base is not counted), {said[1].split()[0]}; {DATA_SET}, a cluster of "
-        f"{measured.cluster_bytes / 1e9:.2f} GB, {measured.wal_bytes / 1e9:.2f} GB of log, half of it rows and half "
+        f"Python {platform.python_version()}, PostgreSQL {there.installation.postgres.major} (fsync on), "
+        f"Ceph's gateway with TLS on the same machine, {said[0]} (zst 3, AES-256-CBC, process-max 2, bundles, "
+        "asynchronous archiving; what the archiver pushes during its base is not counted), "
+        f"{said[1].split()[0]}; {DATA_SET}, a cluster of {measured.cluster_bytes / 1e9:.2f} GB, "
+        f"{measured.wal_bytes / 1e9:.2f} GB of log, half of it rows and half "
         f"whole pages; median of {rounds}, sides in turn; recovery: unpack, replay, promote, shut down; the pipe "
         "encrypts nothing, and its log is one archive of tar; our base has digests of every table"
     )
 
 
-def _versions(store: CephGateway, bucket: str) -> list[tuple[str, str, int]]:
+def _stored(store: CephGateway, bucket: str) -> int:
     pages = store.client().get_paginator("list_object_versions").paginate(Bucket=bucket)
-    return [(each["Key"], each["VersionId"], each["Size"]) for page in pages for each in page.get("Versions", [])]
+    return sum(version["Size"] for page in pages for version in page.get("Versions", []))
 
 
 def _drop(store: CephGateway, bucket: str) -> None:
     client = store.client()
-    for key, version, _ in _versions(store, bucket):
-        client.delete_object(Bucket=bucket, Key=key, VersionId=version)
+    for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        for each in (*page.get("Versions", []), *page.get("DeleteMarkers", [])):
+            client.delete_object(Bucket=bucket, Key=each["Key"], VersionId=each["VersionId"])
     client.delete_bucket(Bucket=bucket)
 
 

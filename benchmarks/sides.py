@@ -21,7 +21,7 @@ from benchmarks.place import AWS, PROJECT, Command, Place, zstd
 from include.errors import BackupError
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import UNPRIVILEGED_USER, PostgresServer
-from include.sandbox.server import LAUNCHER
+from include.sandbox.server import LAUNCHER, free_port
 
 STANZA = "bench"
 ARCHIVED_WITHIN = 120.0
@@ -71,9 +71,9 @@ pg1-user=postgres
 """
 
 REPLAY = """\
-{postgres} -D {data} -c listen_addresses= -c unix_socket_directories={socket} -c archive_mode=off &
+{postgres} -D {data} -p {port} -c listen_addresses= -c unix_socket_directories={socket} -c archive_mode=off &
 server=$!
-until [ "$({psql} -h {socket} -p 5432 -XAtc 'SELECT pg_is_in_recovery()' 2>&1)" = f ]; do
+until [ "$({psql} -h {socket} -p {port} -XAtc 'SELECT pg_is_in_recovery()' 2>&1)" = f ]; do
     kill -0 $server
     sleep 0.05
 done
@@ -162,7 +162,7 @@ class PgBackRest(Side):
         """A new configuration and a new stanza."""
         super().begin(bucket)
         shutil.rmtree(self.own, ignore_errors=True)
-        self.own.mkdir()
+        _make(self.own)
         credentials, endpoint = self.store.session().get_credentials(), urlsplit(self.store.endpoint_url)
         assert credentials is not None
         self.configuration.touch(mode=0o600)
@@ -182,8 +182,7 @@ class PgBackRest(Side):
                 server_port=self.server.port,
             )
         )
-        for path in (self.own, self.configuration):
-            _give_away(path)
+        _give_away(self.configuration)
         _unmeasured(self._run("stanza-create"), self.directory)
 
     def base(self) -> Command:
@@ -202,10 +201,11 @@ class PgBackRest(Side):
 
     def recovery(self, restore_point: str, data: Path) -> Command:
         """`restore`, and a server that asks `archive-get` for its log."""
+        _make(data)
         target = (f"--pg1-path={data}", "--type=name", f"--target={restore_point}", "--target-action=promote")
-        restored = shlex.join(self._argv(*target, "restore"))
+        restored = shlex.join(as_server(*self._argv(*target, "restore")))
         script = f"{restored}\n{_replay(self.there, self.directory, data)}"
-        return Command(as_server("/bin/bash", "-euc", script), self._environment())
+        return Command(("bash", "-euc", script), self._environment())
 
     def end(self) -> None:
         """Nothing waits for being archived."""
@@ -263,18 +263,17 @@ class Pipe(Side):
 
     def recovery(self, restore_point: str, data: Path) -> Command:
         """Both archives unpacked, one after the other, and a server that copies its log from there."""
-        spool = data.with_name("pipe.wal")
-        for path in (data, spool):
-            path.mkdir(mode=0o700)
-            _give_away(path)
+        spool = data / "spool"
+        _make(data)
+        _make(spool)
         settings = {
             "restore_command": f"cp {spool}/%f %p",
             "recovery_target_name": restore_point,
             "recovery_target_action": "promote",
         }
         steps = (
-            f"{self._fetched('base')} | tar -C {data} -x",
-            f"{self._fetched('wal')} | tar -C {spool} -x",
+            f"{self._fetched('base')} | tar -C {data} -x --numeric-owner",
+            f"{self._fetched('wal')} | tar -C {spool} -x --numeric-owner",
             *(f"echo \"{name} = '{value}'\" >> {data}/postgresql.auto.conf" for name, value in settings.items()),
             f"touch {data}/recovery.signal",
             _replay(self.there, self.directory, data),
@@ -313,6 +312,11 @@ def as_server(*argv: str) -> tuple[str, ...]:
     return (sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), "0", str(uid), str(gid), *argv)
 
 
+def _make(directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    _give_away(directory)
+
+
 def _give_away(path: Path) -> None:
     """To the user that PostgreSQL runs as."""
     if os.geteuid() == 0:
@@ -324,6 +328,7 @@ def _replay(there: Place, directory: Path, data: Path) -> str:
     return REPLAY.format(
         postgres=shlex.join(as_server(*postgres)),
         data=data,
+        port=free_port(),
         socket=socket_directory(directory),
         psql=there.tools.psql,
     )
