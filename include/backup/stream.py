@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ from include.repository.lsn import Lsn, segment_lsn, segment_name, segment_start
 from include.repository.wal import PAGE_HEADER_BYTES, WalArchive, WalSession
 from include.sources.postgres.receive import Receiver, receive_continuously
 from include.sources.postgres.server import identify
-from include.sources.postgres.slots import chain_lock, copied_slot, drop_inactive_copies, secure_anchor
+from include.sources.postgres.slots import ChainBusy, chain_lock, copied_slot, drop_inactive_copies, secure_anchor
 from include.sources.postgres.tools import find_tools
 
 if TYPE_CHECKING:
@@ -55,14 +55,17 @@ class SpoolFull(BackupError):
 
 @dataclass
 class Shipments:
-    """What a stream has done: segments and histories shipped, segments that it ended early, and times it began anew."""
+    """What a stream has done: segments and histories shipped, segments that it ended early, and times it began anew.
+
+    `failure` is what kept it from shipping when it was asked to end; None when it shipped, or stood by for another one.
+    """
 
     shipped: int = 0
     raw_bytes: int = 0
     stored_bytes: int = 0
     ended_early: int = 0
     interruptions: int = 0
-    last: str | None = field(default=None)
+    failure: Exception | None = None
 
 
 def ship_continuously(
@@ -86,9 +89,13 @@ def ship_continuously(
         shipped = done.shipped
         try:
             stream.run()
+        except ChainBusy as busy:  # it has waited for the lock already
+            log.info("Standing by: %s", busy.what)
+            done.failure = None
         except (BackupError, psycopg.Error, OSError) as failure:
             failures = 1 if done.shipped > shipped else failures + 1
             done.interruptions += 1
+            done.failure = failure
             pause = min(2.0**failures, _LONGEST_PAUSE) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
             log.warning("The stream was interrupted, and begins again in %.0f s: %s", pause, _told(failure))
             until.wait(pause)
@@ -139,6 +146,7 @@ class _Stream:
             ) as receiving,
         ):
             log.info("Shipping the log of %s as attempt %s.", server, shipping.attempt)
+            self.done.failure = None
             self._ship_what_comes(
                 lock, receiving, shipping, pool, _Ender(ender, self._promise, self.policy.pipeline.stall_limit)
             )
@@ -167,7 +175,6 @@ class _Stream:
         self.done.shipped += 1
         self.done.raw_bytes += shipped.raw_bytes
         self.done.stored_bytes += shipped.stored_bytes
-        self.done.last = shipped.name
         log.info("%s is in the bucket: %.1f MB.", shipped.name, shipped.stored_bytes / 1e6)
 
     def _must_have_room(self) -> None:

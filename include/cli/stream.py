@@ -60,6 +60,8 @@ def stream(
         f"{done.shipped} segments and histories shipped, {done.raw_bytes / 1e6:,.1f} MB of log, "
         f"{done.stored_bytes / 1e6:,.1f} MB stored; interrupted {done.interruptions} times."
     )
+    if done.failure is not None:
+        raise done.failure
 
 
 def _spool() -> Path:

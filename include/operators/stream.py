@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,9 @@ class ShipWal(Step):
             )
         finally:
             clock.cancel()
-        return asdict(done)
+        if done.failure is not None:
+            raise done.failure
+        return {"shipped": done.shipped, "raw_bytes": done.raw_bytes, "interruptions": done.interruptions}
 
     def on_kill(self) -> None:
         """End what runs, green: what is shipped is shipped, and the next run goes on behind it.

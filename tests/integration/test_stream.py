@@ -27,6 +27,7 @@ from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sources.postgres.login import DatabaseUnreachable
 
 SEGMENT = 16 << 20
 PROMISE = timedelta(seconds=2)
@@ -198,6 +199,7 @@ def test_a_second_stream_waits_and_goes_on_where_the_first_ended(
         last_segment = log.write()
         until(lambda: last_segment in log.shipped(), within=20)
     assert first.shipped + second.shipped >= 2
+    assert (second.interruptions, second.failure) == (0, None)  # standing by is no failure
     assert set(log.from_anchor()) <= log.shipped()
 
 
@@ -250,6 +252,21 @@ def test_killed_at_random_moments_it_leaves_no_hole(
     installation: Installation, policy: Policy, spool: Path, log: Log
 ) -> None:
     _killed(installation, policy, spool, log, rounds=2)
+
+
+def test_a_stream_that_could_not_ship_at_its_end_says_so(
+    installation: Installation, policy: Policy, spool: Path, log: Log
+) -> None:
+    """A run that ended green would hide a server that was away for all of its hour."""
+    installation.postgres.crash()
+    try:
+        with streaming(installation, policy, spool) as done:
+            pass_by(1)
+    finally:
+        installation.postgres.start()
+    assert isinstance(done.failure, DatabaseUnreachable)
+    assert done.shipped == 0
+    assert log.copies() == 0
 
 
 @pytest.mark.soak
