@@ -19,9 +19,9 @@ from include.pipeline.artifacts import write_artifact
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import Sealer
 from include.policy import Pipeline, load_policy
-from include.recovery.cluster import RecoveredCluster, recover
+from include.recovery.cluster.recover import RecoveredCluster, recover
+from include.recovery.cluster.target import StopAt
 from include.recovery.opened import OpenedBackup
-from include.recovery.target import StopAt
 from include.repository.catalog import Catalog
 from include.repository.contents import BASE, BASE_FILES, tablespace_tar
 from include.repository.envelopes import create_data_key, open_data_key

@@ -17,11 +17,11 @@ from include.pipeline.account import closed_parent, server_account
 from include.pipeline.process import child_environment
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
-from include.recovery.base import unpack_base
-from include.recovery.cluster import DATA, RecoveredCluster, RecoveryHindered, replayed
+from include.recovery.cluster.base import unpack_base
+from include.recovery.cluster.recover import DATA, RecoveredCluster, RecoveryHindered, replayed
+from include.recovery.cluster.target import StopAt
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
-from include.recovery.target import StopAt
 from include.repository.contents import INVENTORY
 from include.repository.lsn import Lsn, history_name
 from include.repository.manifest import Manifest, WalFile, WalWindow

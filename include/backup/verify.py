@@ -28,12 +28,12 @@ from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket, NotAllowed, ObjectCut, ObjectMissing
 from include.policy import Policy
-from include.recovery.base import BaseRefused
-from include.recovery.cluster import RecoveryStopped
+from include.recovery.cluster.base import BaseRefused
+from include.recovery.cluster.recover import RecoveryStopped
+from include.recovery.cluster.wal_spool import LogIncomplete
 from include.recovery.configuration import ConfigurationRefused
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
-from include.recovery.wal_spool import LogIncomplete
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.lsn import Lsn, is_segment, segment_lsn

@@ -11,9 +11,9 @@ from rich.markup import escape
 
 from include.cli.place import Place, scratch_directory
 from include.cli.printing import ERR, OUT, print_json, progress_bar
-from include.recovery.moment import Chosen, Destinations, RestoredMoment, restore_to
-from include.recovery.plan import EVERYTHING, What, iso
-from include.recovery.planning import Target, plan_recovery
+from include.recovery.moments.plan import EVERYTHING, What, iso
+from include.recovery.moments.planning import Target, plan_recovery
+from include.recovery.moments.restore import Chosen, Destinations, RestoredMoment, restore_to
 from include.recovery.selection import some_of
 
 

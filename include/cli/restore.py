@@ -24,7 +24,7 @@ from include.cli.printing import OUT, print_json, progress_bar
 from include.pipeline.store import Bucket
 from include.recovery.configuration import restore_configuration, return_files
 from include.recovery.database import restore_database, restore_part
-from include.recovery.moment import Chosen, Destinations
+from include.recovery.moments.restore import Chosen, Destinations
 from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from include.monitoring.messages import Notification
     from include.operators.run import Surroundings
-    from include.recovery.places import Places
-    from include.recovery.planning import RecoveryPlan
+    from include.recovery.moments.places import Places
+    from include.recovery.moments.planning import RecoveryPlan
 
 EVERYTHING, LIVE, SCRATCH = "everything", "live", "scratch"
 SELECT, LOCATE, APPROVE, RESTORE, VALIDATE = (
@@ -54,8 +54,8 @@ class SelectTimestamp(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """The target, the parts, and every place that is written to."""
-        from include.recovery.planning import EVERYTHING as ALL  # noqa: PLC0415
-        from include.recovery.planning import Target  # noqa: PLC0415
+        from include.recovery.moments.planning import EVERYTHING as ALL  # noqa: PLC0415
+        from include.recovery.moments.planning import Target  # noqa: PLC0415
 
         form = context["params"]
         target, what, where = Target.parse(form["target"]), form["what"], form["where"]
@@ -98,7 +98,7 @@ class LocateBackup(RecoveryStep):
     def step(self, here: Surroundings, context: Context) -> Facts:
         """The plan, which the later steps carry out as it is; and the same in words."""
         from include.backup.prepare import make_scratch, remove_scratch  # noqa: PLC0415
-        from include.recovery.planning import Target, plan_recovery  # noqa: PLC0415
+        from include.recovery.moments.planning import Target, plan_recovery  # noqa: PLC0415
 
         asked = _told_by(context, SELECT)
         name = _directory(asked)
@@ -122,7 +122,7 @@ class VerifyPlan(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """What was looked at, and how much of it was read back now."""
-        from include.recovery.proof import prove_plan  # noqa: PLC0415
+        from include.recovery.moments.proof import prove_plan  # noqa: PLC0415
 
         return prove_plan(_plan(here, context), here.catalog, here.policy, scratch=here.root)
 
@@ -155,7 +155,7 @@ class RestoreData(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """What was brought back, and where to."""
-        from include.recovery.everything import restore_to  # noqa: PLC0415
+        from include.recovery.moments.steps import restore_to  # noqa: PLC0415
 
         asked = _told_by(context, SELECT)
         if asked["where"] == LIVE:
@@ -171,7 +171,7 @@ class ValidateRecovered(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """What was found in each place."""
-        from include.recovery.everything import validate  # noqa: PLC0415
+        from include.recovery.moments.steps import validate  # noqa: PLC0415
 
         return validate(_plan(here, context), _places(here, _told_by(context, SELECT)), _told_by(context, RESTORE))
 
@@ -267,7 +267,7 @@ def _directory(asked: Facts) -> str:
 
 def _plan(here: Surroundings, context: Context) -> RecoveryPlan:
     """The very plan that was made, shown and approved; `latest` does not move on."""
-    from include.recovery.planning import reopen  # noqa: PLC0415
+    from include.recovery.moments.planning import reopen  # noqa: PLC0415
 
     return reopen(cast("dict[str, Any]", _told_by(context, LOCATE)), here.catalog, here.policy)
 
@@ -275,7 +275,7 @@ def _plan(here: Surroundings, context: Context) -> RecoveryPlan:
 def _places(here: Surroundings, asked: Facts) -> Places:
     """Where each part goes."""
     from include.operators import connections  # noqa: PLC0415
-    from include.recovery.places import Places  # noqa: PLC0415
+    from include.recovery.moments.places import Places  # noqa: PLC0415
 
     policy, parts, components = here.policy, asked["parts"], tuple(asked["components"])
     recovery, sources = policy.recovery, policy.sources

@@ -110,7 +110,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.operators.slots import NoSlot  # noqa: PLC0415
     from include.pipeline.keys import KeyringError  # noqa: PLC0415
     from include.policy import PolicyError  # noqa: PLC0415
-    from include.recovery.plan import NoTarget, Unreachable  # noqa: PLC0415
+    from include.recovery.moments.plan import NoTarget, Unreachable  # noqa: PLC0415
     from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
     from include.repository.ledger import GapDeclared  # noqa: PLC0415
     from include.repository.manifest import ManifestRefused  # noqa: PLC0415

@@ -24,15 +24,15 @@ from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket, ObjectVersion
 from include.policy import load_policy
-from include.recovery.cluster import recover
+from include.recovery.cluster.recover import recover
 from include.recovery.database import DatabaseExists
-from include.recovery.everything import NotAsRestored, validate
-from include.recovery.everything import restore_to as restore_to_places
-from include.recovery.moment import Chosen, Destinations, RestoredMoment, restore_to
+from include.recovery.moments.places import Places
+from include.recovery.moments.planning import RecoveryPlan, Target, Unreachable, plan_recovery, reopen
+from include.recovery.moments.proof import prove_plan
+from include.recovery.moments.restore import Chosen, Destinations, RestoredMoment, restore_to
+from include.recovery.moments.steps import NotAsRestored, validate
+from include.recovery.moments.steps import restore_to as restore_to_places
 from include.recovery.opened import OpenedBackup
-from include.recovery.places import Places
-from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery, reopen
-from include.recovery.proof import prove_plan
 from include.recovery.selection import NothingMatches
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId, wal_key

@@ -26,14 +26,14 @@ from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket
-from include.recovery.base import BaseRefused, unpack_base
-from include.recovery.cluster import RecoveredCluster, RecoveryStopped, replayed
-from include.recovery.control import Control
+from include.recovery.cluster.base import BaseRefused, unpack_base
+from include.recovery.cluster.control import Control
+from include.recovery.cluster.private_server import PrivateServer
+from include.recovery.cluster.recover import RecoveredCluster, RecoveryStopped, replayed
+from include.recovery.cluster.soundness import ClusterUnsound, check_contents, check_files, check_relations
+from include.recovery.cluster.target import StopAt
+from include.recovery.cluster.wal_spool import LogIncomplete, WalSpool
 from include.recovery.opened import OpenedBackup
-from include.recovery.private_server import PrivateServer
-from include.recovery.soundness import ClusterUnsound, check_contents, check_files, check_relations
-from include.recovery.target import StopAt
-from include.recovery.wal_spool import LogIncomplete, WalSpool
 from include.repository.catalog import Catalog
 from include.repository.contents import BASE, BASE_FILES
 from include.repository.envelopes import create_data_key
@@ -494,7 +494,7 @@ from pathlib import Path
 import boto3
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket
-from include.recovery.target import StopAt
+from include.recovery.cluster.target import StopAt
 from include.repository.catalog import Catalog
 from include.repository.manifest import Manifest, WalFile
 from include.repository.timelines import TimelineHistory

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket
 from include.policy import load_policy
-from include.recovery.plan import NoTarget
-from include.recovery.planning import RecoveryPlan, Target, Unreachable, plan_recovery, recoverable, reopen
-from include.recovery.reach import Branch
+from include.recovery.moments.plan import NoTarget
+from include.recovery.moments.planning import RecoveryPlan, Target, Unreachable, plan_recovery, recoverable, reopen
+from include.recovery.moments.reach import Branch
 from include.repository.catalog import Catalog
 from include.repository.contents import REPOSITORY_BUNDLE
 from include.repository.layout import BackupId, new_attempt, wal_key

@@ -22,13 +22,13 @@ from include.errors import BackupError
 from include.pipeline.account import Account, server_account
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
-from include.recovery.base import unpack_base
-from include.recovery.control import Control
+from include.recovery.cluster.base import unpack_base
+from include.recovery.cluster.control import Control
+from include.recovery.cluster.private_server import PrivateServer
+from include.recovery.cluster.soundness import check_files
+from include.recovery.cluster.target import StopAt
+from include.recovery.cluster.wal_spool import WalSpool, prove_row
 from include.recovery.opened import OpenedBackup
-from include.recovery.private_server import PrivateServer
-from include.recovery.soundness import check_files
-from include.recovery.target import StopAt
-from include.recovery.wal_spool import WalSpool, prove_row
 from include.repository.lsn import Lsn, history_name, is_history, segment_name
 from include.repository.manifest import Manifest, WalFile
 from include.repository.timelines import TimelineHistory

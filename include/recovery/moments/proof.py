@@ -8,8 +8,8 @@ from typing import Any
 
 from include.pipeline.progress import Progress
 from include.policy import Policy
+from include.recovery.moments.plan import RecoveryPlan
 from include.recovery.opened import OpenedBackup
-from include.recovery.plan import RecoveryPlan
 from include.repository.catalog import Catalog
 from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive

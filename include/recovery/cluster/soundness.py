@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from include.errors import BackupError
 from include.pipeline.process import child_environment
-from include.recovery.private_server import APPLICATION
+from include.recovery.cluster.private_server import APPLICATION
 from include.sources.postgres.inventory import Inventory, compare, take_inventory
 from include.sources.postgres.relations import list_relations
 from include.sources.postgres.tools import PostgresTools
 
 if TYPE_CHECKING:
-    from include.recovery.cluster import RecoveredCluster
+    from include.recovery.cluster.recover import RecoveredCluster
 
 _TOLD = 5
 _MEND = "Do not use it. Recover from another base, and keep this one for whoever looks into it."

@@ -22,7 +22,7 @@ from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
 from include.policy import Policy, SourceKind
-from include.recovery.cluster import DATA, RecoveredCluster, recover
+from include.recovery.cluster.recover import DATA, RecoveredCluster, recover
 from include.recovery.configuration import ReturnedFiles, restore_configuration, return_files
 from include.recovery.configuration import require_place as require_path
 from include.recovery.database import (
@@ -32,11 +32,11 @@ from include.recovery.database import (
     restore_database,
     restore_part,
 )
-from include.recovery.history import ObjectHistory
-from include.recovery.live import APPLICATION, LiveDatabase
+from include.recovery.moments.history import ObjectHistory
+from include.recovery.moments.live import APPLICATION, LiveDatabase
+from include.recovery.moments.plan import RecoveryPlan, iso
 from include.recovery.objects import ReturnedObjects, require_empty, restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
-from include.recovery.plan import RecoveryPlan, iso
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
 from include.repository.catalog import Catalog

@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, get_args
 
 from include.errors import BackupError
-from include.recovery.reach import LogFile, base_of
-from include.recovery.target import StopAt
+from include.recovery.cluster.target import StopAt
+from include.recovery.moments.reach import LogFile, base_of
 from include.repository.layout import BackupId, named_by
 from include.repository.lsn import Lsn, segment_start
 from include.repository.manifest import Manifest

@@ -22,7 +22,7 @@ import psutil
 from include.errors import BackupError
 from include.pipeline import launch
 from include.pipeline.account import Account, closed_parent
-from include.recovery.control import superusers
+from include.recovery.cluster.control import superusers
 from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 from include.sources.postgres.tools import PostgresTools
 

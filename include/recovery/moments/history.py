@@ -14,8 +14,8 @@ from datetime import datetime
 
 from include.pipeline.progress import Progress
 from include.policy import Pipeline, Policy
+from include.recovery.moments.plan import ObjectsSource
 from include.recovery.opened import OpenedBackup
-from include.recovery.plan import ObjectsSource
 from include.repository.catalog import Catalog
 from include.repository.contents import object_changes
 from include.repository.manifest import Manifest, ManifestRefused

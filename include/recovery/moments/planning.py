@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from include.policy import Policy
-from include.recovery.plan import (
+from include.recovery.cluster.target import StopAt
+from include.recovery.moments.plan import (
     EVERYTHING,
     ConfigurationSource,
     NoTarget,
@@ -30,8 +31,7 @@ from include.recovery.plan import (
     What,
     iso,
 )
-from include.recovery.reach import Branch, LogFile, Reach, Run, Span, base_of, point_lsn, read_reach
-from include.recovery.target import StopAt
+from include.recovery.moments.reach import Branch, LogFile, Reach, Run, Span, base_of, point_lsn, read_reach
 from include.repository.catalog import Catalog
 from include.repository.contents import BASE, REPOSITORY_BUNDLE
 from include.repository.layout import BackupId

@@ -12,10 +12,10 @@ from include.errors import BackupError
 from include.pipeline.process import child_environment
 from include.pipeline.progress import Progress
 from include.policy import Policy
-from include.recovery.moment import Chosen, Destinations, require_service
-from include.recovery.moment import restore_to as restore_moment
-from include.recovery.places import Places
-from include.recovery.plan import RecoveryPlan, iso
+from include.recovery.moments.places import Places
+from include.recovery.moments.plan import RecoveryPlan, iso
+from include.recovery.moments.restore import Chosen, Destinations, require_service
+from include.recovery.moments.restore import restore_to as restore_moment
 from include.recovery.scratch import APPLICATION
 from include.repository.catalog import Catalog
 from include.sources.postgres.relations import list_relations

@@ -14,7 +14,7 @@ from include.errors import BackupError
 from include.pipeline.process import run_source
 from include.pipeline.progress import Progress
 from include.policy import Pipeline, Policy
-from include.recovery.cluster import RecoveredCluster
+from include.recovery.cluster.recover import RecoveredCluster
 from include.repository.contents import GLOBALS, INVENTORY, SETTINGS, component_dump
 from include.repository.manifest import Manifest
 from include.sources.postgres.dump import DumpStream, dump_streams

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from include.pipeline.progress import Progress
 from include.pipeline.store import ObjectVersion
 from include.policy import load_policy
-from include.recovery.history import ObjectHistory
+from include.recovery.moments.history import ObjectHistory
+from include.recovery.moments.plan import ObjectsSource
 from include.recovery.opened import OpenedBackup
-from include.recovery.plan import ObjectsSource
 from include.repository.catalog import Catalog
 from include.repository.contents import object_changes, object_index
 from include.sources.objects import (

@@ -1,0 +1,1 @@
+"""A cluster, back at one place of its log: unpacked, replayed, looked at, and only then a server that takes writes."""
