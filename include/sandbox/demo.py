@@ -19,7 +19,7 @@ from rich.table import Table
 from include.backup.summary import summary
 from include.errors import BackupError
 from include.repository.layout import BackupType
-from include.repository.manifest import Manifest, moment_text
+from include.repository.manifest import Manifest
 from include.sandbox.airflow import AirflowClient, AirflowServices
 from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
@@ -56,7 +56,7 @@ def _run(directory: Path, installation: Installation) -> bool:
         moment, before = _live_until_noon(installation)
         with step("An accident: messages deleted, files overwritten"):
             _spoil(installation)
-        _back_up(client, "incremental_backup")
+        _back_up(client, "incremental_backup", by_hand=True)
     with step("Losing everything: the database, every object, the configuration"):
         installation.synapse.destroy()
     with step(f"Bringing back {moment.isoformat()}, before the accident, with the break-glass command line"):
@@ -95,13 +95,16 @@ def _airflow(directory: Path, installation: Installation) -> Iterator[AirflowCli
         yield services.client()
 
 
-def _back_up(client: AirflowClient, *dags: str) -> None:
-    """Run the DAGs, side by side, and wait for their ends."""
+def _back_up(client: AirflowClient, *dags: str, by_hand: bool = False) -> None:
+    """Run the DAGs, side by side, and wait for their ends: the latest slot of each, or a run by hand."""
     with step(f"Running the DAG {' and the DAG '.join(dags)}"):
         runs = {}
         for dag in dags:
-            client.unpause(dag)
-            runs[dag] = client.trigger(dag)
+            if by_hand:
+                runs[dag] = client.trigger(dag)
+            else:
+                client.unpause(dag)
+                runs[dag] = client.wait_for_run(dag, "scheduled", within=60.0)
         for dag, run in runs.items():
             if (state := client.wait(dag, run, within=RUN_WITHIN)) != "success":
                 failed = [name for name, task in client.task_states(dag, run).items() if task == "failed"]
@@ -178,12 +181,12 @@ def _restore(installation: Installation, moment: datetime) -> dict[str, Any]:
 
 def _windows_table(installation: Installation) -> Table:
     """The increments, each contiguous with the one before."""
-    table = Table("window", "as of", "log", "objects", "stored MB", title="The increments", title_justify="left")
+    table = Table("as of", "log", "objects", "stored MB", title="The increments", title_justify="left")
     for entry in installation.catalog().entries("incremental"):
         if entry.manifest is not None and (log := entry.manifest.wal) is not None:
             manifest = entry.manifest
             table.add_row(
-                *(manifest.id, moment_text(manifest.consistency_point.time), f"{log.start_lsn} to {log.end_lsn}"),
+                *(f"{manifest.consistency_point.time:%H:%M:%S}", f"{log.start_lsn} to {log.end_lsn}"),
                 *(f"{manifest.objects.objects:,}", f"{manifest.stored_bytes / 1e6:,.1f}"),
             )
     return table

@@ -72,7 +72,7 @@ class Opened:
         return SimpleNamespace(
             id="full-20261122T000000Z",
             consistency_point=SimpleNamespace(configuration_commit=self.point.commit),
-            configuration=SimpleNamespace(branch=self.point.branch),
+            configuration=SimpleNamespace(branch=self.point.branch, refs_sha256=self.point.refs_sha256),
             artifacts=[SimpleNamespace(name=name, component=COMPONENTS[name]) for name in self.artifacts],
         )
 
