@@ -73,12 +73,17 @@ class Opened:
             id="full-20261122T000000Z",
             consistency_point=SimpleNamespace(configuration_commit=self.point.commit),
             configuration=SimpleNamespace(branch=self.point.branch, refs_sha256=self.point.refs_sha256),
-            artifacts=[SimpleNamespace(name=name, component=COMPONENTS[name]) for name in self.artifacts],
+            artifacts=[_artifact(name) for name in self.artifacts],
+            artifact=_artifact,
         )
 
     def read(self, name: str) -> Iterator[bytes]:
         raw = self.artifacts[name]
         return iter([raw[start : start + 1000] for start in range(0, len(raw), 1000)])
+
+
+def _artifact(name: str) -> SimpleNamespace:
+    return SimpleNamespace(name=name, component=COMPONENTS[name])
 
 
 def back_up(checkout: Path, point: ConfigurationPoint | None = None, *, globs: tuple[str, ...] = GLOBS) -> Opened:
