@@ -30,17 +30,20 @@ class Matrix:
             marked = [name for mark in item.iter_markers("requirement") for name in mark.args]
             if wrong := [name for name in marked if not ITEM.fullmatch(name)]:
                 raise pytest.UsageError(f"{item.nodeid}: {wrong[0]!r} is no item of docs/requirements.md")
-            if marked:
-                self.items[item.nodeid] = marked
+            if marked:  # with its reports it reaches the process that counts them, where several run the tests
+                item.user_properties.append(("requirements", marked))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (marked := dict(report.user_properties).get("requirements")) is None:
+            return
+        self.items[report.nodeid] = list(marked)
         told = report.when == "call" or not report.passed
         # A failure in set-up or tear-down outweighs the call's success.
-        if told and report.nodeid in self.items and self.outcomes.get(report.nodeid) != "failed":
+        if told and self.outcomes.get(report.nodeid) != "failed":
             self.outcomes[report.nodeid] = report.outcome
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if not self.outcomes:
+        if not self.outcomes or hasattr(session.config, "workerinput"):
             return
         # A run of everything is the whole truth; a run of some tests adds to what is known.
         whole = session.config.args_source == pytest.Config.ArgsSource.TESTPATHS and not session.config.option.keyword
