@@ -30,6 +30,7 @@ from include.recovery.scratch import mark, scratch_databases
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
+from include.sandbox.airflow import polls
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sources.postgres import barrier
@@ -255,13 +256,23 @@ def test_what_a_killed_restore_leaves_is_found_by_its_mark_and_dropped(
     with later(catalog):
         with login.with_database(left).connect(application_name="somebody"):
             assert of("scratch database", reaper.find()) == []
+        until_nobody_is_in(login, left)
         [found] = of("scratch database", reaper.find())
         assert found.name == left
         assert found.bytes > 1_000_000
         with login.with_database(left).connect(application_name="somebody"):
             assert "not what it was" in remove([found])[0]
+        until_nobody_is_in(login, left)
         assert remove([found]) == []
     assert databases(login) == before
+
+
+def until_nobody_is_in(login: DatabaseLogin, name: str) -> None:
+    """A session that was closed is gone a moment later."""
+    with login.connect(application_name="test", autocommit=True) as session:
+        for _ in polls(10.0, f"the last session in {name} to end"):
+            if not session.execute("SELECT FROM pg_stat_activity WHERE datname = %s", [name]).fetchone():
+                return
 
 
 def test_a_restored_database_has_its_own_comment_and_no_mark(
