@@ -27,7 +27,7 @@ airflow: env ## Airflow over a small Synapse, to try, until Ctrl-C
 	@$(BIN)/python -m include.sandbox.tryout
 
 test: env ## the whole suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: env ## the long ones
 	$(BIN)/python -m pytest -m soak --override-ini addopts="-ra --strict-markers"

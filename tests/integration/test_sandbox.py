@@ -45,6 +45,13 @@ def family(server: PostgresServer | S3Server) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # a worker of the server's, which has just ended
+        return []
+
+
 def survivors(processes: list[psutil.Process]) -> list[psutil.Process]:
     """Those that still run after ten seconds; a zombie that nobody has reaped yet runs no more."""
     _, alive = psutil.wait_procs(processes, timeout=10)
@@ -63,7 +70,7 @@ def test_postgres_is_real_private_and_asks_for_a_password(major: int, request: p
     assert listening == {"127.0.0.1"}
     with pytest.raises(DatabaseUnreachable, match="password authentication failed"):
         server.login("postgres", "wrong").connect(application_name="test")
-    command_lines = [word for process in family(server) for word in process.cmdline()]
+    command_lines = [word for process in family(server) for word in words_of(process)]
     assert not any(server.superuser.password in word for word in command_lines)
     assert server.superuser.password not in repr(server.superuser)
 

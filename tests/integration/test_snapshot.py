@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -283,8 +283,9 @@ def test_one_whose_copy_is_killed_commits_nothing_and_runs_again(taken: Taken, m
                 yield next(chunks)
                 living.extend(session.backup for session in run_sessions(taken.installation.dump))
                 for child in psutil.Process().children(recursive=True):
-                    if child.name() == "pg_basebackup":
-                        child.kill()
+                    with suppress(psutil.NoSuchProcess):  # a server's own, that has just ended
+                        if child.name() == "pg_basebackup":
+                            child.kill()
                 yield from chunks
 
             yield fatal()

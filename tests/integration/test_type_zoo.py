@@ -207,7 +207,7 @@ def in_words_of_both(text: str) -> str:
     text = text.replace(
         "REVOKE SELECT,INSERT,REFERENCES,DELETE,TRIGGER,TRUNCATE,UPDATE ON TABLE", "REVOKE ALL ON TABLE"
     )
-    return re.sub(r"pg_hba_file_rules\([^)]*\)", "pg_hba_file_rules()", text)
+    return re.sub(r"(pg_hba_file_rules|pg_ident_file_mappings)\([^)]*\)", r"\1()", text)
 
 
 def assert_alike(before: str, after: str) -> None:
