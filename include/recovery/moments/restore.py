@@ -265,8 +265,7 @@ class _Restore:
         """Data, application and service (R5.2); raises `RestoreDiffers` or `BackupError`."""
         known = {one.name for one in self._policy.components_of("database")}
         facts: dict[str, Any] = {
-            "tables": len(live.inventory.tables),
-            "rows": live.inventory.rows,
+            "tables": sum(len(part.tables) for part in live.plan),
             "objects_named": len(live.named_objects),
             "components_without_tables": [
                 part.name for part in live.plan.components if part.name in known and not part.tables
