@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -44,9 +45,9 @@ class RecoveryStep(Step):
 
         return self.step(Surroundings(scratch_root=self.scratch_root), context)
 
+    @abstractmethod
     def step(self, here: Surroundings, context: Context) -> Facts:
         """Call the engine; returns the facts for the XCom."""
-        raise NotImplementedError
 
 
 class SelectTimestamp(RecoveryStep):
