@@ -539,8 +539,9 @@ def test_what_is_live_is_replaced_only_when_somebody_else_approves(on: Running) 
     run = on.client.trigger(RECOVERY, conf=live)
     on.client.wait_for_task(RECOVERY, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
     on.services.client(APPROVER).answer(RECOVERY, run, "approve", "Reject")
-    on.must_end_well(RECOVERY, run)
-    assert on.client.task_states(RECOVERY, run)["restore_data"] == "skipped"
+    assert on.client.wait(RECOVERY, run, within=RUN_WITHIN) == "failed"
+    states = on.client.task_states(RECOVERY, run)
+    assert (states["approve"], states["restore_data"]) == ("failed", "upstream_failed")
 
 
 @contextmanager
