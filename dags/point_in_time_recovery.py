@@ -132,6 +132,7 @@ with DAG(
         "{{ dag_run.triggering_user_name }} asks. What is there is kept under another name.\n\n"
         "```\n{{ ti.xcom_pull(task_ids='locate_backup')['words'] }}\n```",
         response_timeout=policy.recovery.rto,
+        fail_on_reject=True,  # else the report and the watcher, which come right behind it, are skipped with the rest
         doc_md="**R5.1** For `live` only: somebody else than who triggered the run says yes, the plan before them.",
     )
     restore = RestoreData(

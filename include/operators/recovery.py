@@ -131,7 +131,7 @@ class VerifyPlan(RecoveryStep):
 class Approve(ApprovalOperator):
     """Ask a person, with the plan before them, whether what is live may be replaced (R5.1).
 
-    For a scratch place nobody is asked: the task is skipped, and the next goes on. A rejection ends the run there.
+    For a scratch place nobody is asked: the task is skipped, and the next goes on. A rejection ends the run there, red.
     """
 
     ui_color = "#f2d5d5"

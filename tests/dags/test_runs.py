@@ -542,6 +542,8 @@ def test_what_is_live_is_replaced_only_when_somebody_else_approves(on: Running) 
     assert on.client.wait(RECOVERY, run, within=RUN_WITHIN) == "failed"
     states = on.client.task_states(RECOVERY, run)
     assert (states["approve"], states["restore_data"]) == ("failed", "upstream_failed")
+    assert "Reject" in on.client.log(RECOVERY, run, "approve")
+    assert states["report"] == "success"
 
 
 @contextmanager
