@@ -24,6 +24,7 @@ from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
 from include.pipeline.process import SinkFailed, child_environment, run_sink
+from include.recovery.post_data import Turns, in_turn, indexes_of, upgrading
 from include.recovery.replacement import swap_databases
 from include.recovery.scratch import mark
 from include.recovery.selection import (
@@ -111,9 +112,6 @@ _UNOWNED = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-table
 
 # pg_restore sets it from 17 on whatever the server is, and a server before 17 does not know it.
 _UNKNOWN_SETTING, _KNOWN_SINCE = '"transaction_timeout"', 17
-
-_FOREIGN_KEY_LINE = re.compile(r"^\d+; \d+ \d+ (?:FK CONSTRAINT |COMMENT .*CONSTRAINT )", re.ASCII)
-_EVENT_TRIGGER = re.compile(r"^\d+; \d+ \d+ (?:(?:COMMENT|SECURITY LABEL) \S+ )?EVENT TRIGGER ")
 
 
 class DatabaseExists(BackupError):
@@ -241,12 +239,13 @@ class _Restore:
                 self._run_restore(pre_data)
                 self._restore_user_mappings()
                 self._restore_rows()
-                asleep, keys, awake = self._in_turn(post_data)
-                self._run_restore(post_data, _SIDE_BY_SIDE, f"--use-list={asleep}")
-                self._run_restore(post_data, _SIDE_BY_SIDE, f"--use-list={keys}")
+                turns = self._in_turn(post_data, self._list(post_data, "--verbose"))
+                self._run_entries(post_data, turns.side_by_side, _SIDE_BY_SIDE)
+                self._run_entries(post_data, turns.one_by_one)
+                self._run_entries(post_data, turns.refreshed, _SIDE_BY_SIDE)
                 restored = self._take_inventory()
                 self._must_equal(compare(self._inventory, restored))
-                self._run_restore(post_data, f"--use-list={awake}")
+                self._run_entries(post_data, turns.awake)
                 self._put_in_place(keep_as)
             except BaseException:
                 self._drop()
@@ -264,14 +263,16 @@ class _Restore:
             post_data = self._spooled(POST_DATA, Path(directory))
             try:
                 self._create_unowned(pre_data)
-                self._run_entries(pre_data, without(listed := self._list(pre_data), "USER MAPPING"))
+                self._run_entries(pre_data, without(listed := self._list(pre_data), "USER MAPPING"), *_UNOWNED)
                 left_out = [*ALWAYS_LEFT_OUT, *self._named_when_left_out(pre_data, listed)]
                 with self._login.connect(application_name=APPLICATION, autocommit=True) as session:
                     part = self._choose(session, components, tables, Path(directory))
                     self._restore_rows_of(part, components)
                     self._set_sequences(session, part)
-                    listed = self._list(post_data)
-                    self._run_entries(post_data, entries_at_once(listed), _SIDE_BY_SIDE)
+                    listed = self._list(post_data, "--verbose")
+                    turns = self._in_turn(post_data, listed)
+                    self._run_entries(post_data, entries_at_once(turns.side_by_side), _SIDE_BY_SIDE, *_UNOWNED)
+                    self._run_entries(post_data, entries_at_once(turns.one_by_one), *_UNOWNED)
                     left_out += [*self._large_objects_left_out(components), *part.without_rows()]
                     left_out += drop_surplus(session, part)
                     left_out += self._restore_foreign_keys(post_data, listed, part)
@@ -329,9 +330,7 @@ class _Restore:
         entries = entries_of(listed, "FK CONSTRAINT")
         keys = [one for one in self._statements_of(post_data, entries) if FOREIGN_KEY.match(one)]
         possible, left_out = possible_foreign_keys(keys, part)
-        self._run_entries(
-            post_data, [entry for entry, can in zip(entries, possible, strict=True) if can], _SIDE_BY_SIDE
-        )
+        self._run_entries(post_data, [entry for entry, can in zip(entries, possible, strict=True) if can], *_UNOWNED)
         return left_out
 
     def _named_when_left_out(self, dump: Path, listed: Sequence[str], part: Part | None = None) -> list[str]:
@@ -343,9 +342,8 @@ class _Restore:
         there = {qualified(view) for view in list_relations(session).of_kind("materialized view")}
         entries = entries_of(listed, "MATERIALIZED VIEW DATA")
         names = [found["name"] for one in self._statements_of(post_data, entries) if (found := REFRESH.match(one))]
-        self._run_entries(
-            post_data, [entry for entry, name in zip(entries, names, strict=True) if normal(name) in there]
-        )
+        wanted = [entry for entry, name in zip(entries, names, strict=True) if normal(name) in there]
+        self._run_entries(post_data, wanted, *_UNOWNED)
 
     def sample(self, component: str) -> RestoredDatabase:
         expected = frozenset(self._components[component])
@@ -487,7 +485,7 @@ class _Restore:
     def _run_entries(self, dump: Path, entries: Sequence[str], *options: str) -> None:
         """Restore some lines of a dump's table of contents."""
         if entries:
-            self._run_restore(dump, *options, _chosen(dump, entries), *_UNOWNED)
+            self._run_restore(dump, *options, _chosen(dump, entries))
 
     def _list(self, dump: Path, *options: str) -> list[str]:
         """A dump's table of contents."""
@@ -546,20 +544,9 @@ class _Restore:
                     [f"large objects: {found[0]} of {found[1]} bytes, not {expected.count} of {expected.bytes}"]
                 )
 
-    def _in_turn(self, post_data: Path) -> tuple[Path, Path, Path]:
-        """Lists of what post-data holds: its foreign keys after all that is not one, its event triggers last.
-
-        An event trigger that is awake would see the rest. A foreign key to a partitioned table may be restored, side by
-        side, before the last of that table's indexes is attached, and fail (seen once, on 15).
-        """
-        lines = self._run(self._tools.pg_restore, "--list", str(post_data)).splitlines()
-        found: tuple[list[str], list[str], list[str]] = ([], [], [])
-        for line in lines:
-            found[2 if _EVENT_TRIGGER.match(line) else 1 if _FOREIGN_KEY_LINE.match(line) else 0].append(line)
-        files = [post_data.with_suffix(suffix) for suffix in (".asleep", ".keys", ".awake")]
-        for file, entries in zip(files, found, strict=True):
-            file.write_text("\n".join(entries) + "\n")
-        return files[0], files[1], files[2]
+    def _in_turn(self, post_data: Path, listed: Sequence[str]) -> Turns:
+        indexes = indexes_of(listed)
+        return in_turn(listed, apart=upgrading(indexes, self._statements_of(post_data, indexes)))
 
     def _must_equal(self, differences: list[str]) -> None:
         if differences:

@@ -43,3 +43,20 @@ CREATE FUNCTION bonds.good(int) RETURNS boolean LANGUAGE sql IMMUTABLE AS 'SELEC
 CREATE FUNCTION bonds.finds_its_way(int) RETURNS boolean LANGUAGE plpgsql STABLE SET search_path = bonds, pg_catalog AS $$ BEGIN RETURN good($1); END $$;
 CREATE TABLE bonds.checked (x int CHECK (bonds.good(x)), y int CONSTRAINT finds CHECK (bonds.finds_its_way(y)), CHECK (x IS DISTINCT FROM y OR (x, y) IS NULL));
 INSERT INTO bonds.checked VALUES (1, 2);
+
+-- Many pairs whose keys run both ways: restored side by side, two of them wait for each other's locks.
+DO $$
+BEGIN
+    FOR n IN 1..20 LOOP
+        EXECUTE format('CREATE TABLE bonds.left_%s (id int PRIMARY KEY, other int)', n);
+        EXECUTE format('CREATE TABLE bonds.right_%1$s (id int PRIMARY KEY, other int REFERENCES bonds.left_%1$s)', n);
+        EXECUTE format('ALTER TABLE bonds.left_%1$s ADD FOREIGN KEY (other) REFERENCES bonds.right_%1$s', n);
+    END LOOP;
+END $$;
+
+-- Two indexes of one table, each of which changes the table when it is there: a deadlock, side by side.
+CREATE TABLE bonds.clustered (a int NOT NULL, b int NOT NULL);
+CREATE UNIQUE INDEX clustered_a ON bonds.clustered (a);
+CREATE UNIQUE INDEX clustered_b ON bonds.clustered (b);
+ALTER TABLE bonds.clustered CLUSTER ON clustered_a, REPLICA IDENTITY USING INDEX clustered_b;
+INSERT INTO bonds.clustered VALUES (1, 2), (3, 1);
