@@ -7,31 +7,26 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
-import shutil
 import statistics
 import subprocess
-import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.benchmark import benchmark
 from benchmarks.data import WORDS_SHARE
 from benchmarks.measured import Cost, run
 from benchmarks.overhead import RUNS, airflow_overhead
 from benchmarks.place import AWS, PROJECT, RESTORED, SIDES, Place, place, zstd
-from benchmarks.results import Result, beside, costs, out, record, show
+from benchmarks.results import Result, beside, costs, out
 from benchmarks.write_stop import BARRIERS, WRITERS, write_stops
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
-from include.sandbox.server import terminated_like_interrupted
 
 PERCENT = 100
-FULL_BYTES, QUICK_BYTES = 1_000_000_000, 100_000_000
-FULL_ROUNDS, QUICK_ROUNDS = 3, 1
 
 
 @dataclass(frozen=True)
@@ -45,19 +40,7 @@ class Run:
 
 def main() -> None:
     """Run everything."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data, once; writes no results")
-    quick = parser.parse_args().quick
-    directory = Path(tempfile.mkdtemp(prefix="synapse-backups-bench-"))
-    directory.chmod(0o711)  # as root, PostgreSQL runs as somebody else, who must pass
-    try:
-        with terminated_like_interrupted():
-            results = _measure(directory, QUICK_BYTES if quick else FULL_BYTES, QUICK_ROUNDS if quick else FULL_ROUNDS)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    if not quick:
-        record(results)
-    show(results)
+    benchmark("python -m benchmarks", str(__doc__), _measure)
 
 
 def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:

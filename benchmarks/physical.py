@@ -8,13 +8,11 @@ cluster back to the end of it. `--quick` is a tenth of both, once, and its figur
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import shutil
 import statistics
 import subprocess
-import tempfile
 from collections import defaultdict
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,13 +20,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.benchmark import benchmark
 from benchmarks.measured import Cost, run
 from benchmarks.place import AWS, PROJECT, Command, Place, place
-from benchmarks.results import Result, beside, costs, out, record, show
+from benchmarks.results import Result, beside, costs, out
 from benchmarks.sides import SETTINGS, Ours, PgBackRest, Pipe, Side, socket_directory
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
-from include.sandbox.server import terminated_like_interrupted
 
 if TYPE_CHECKING:
     import psycopg
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
 
 MAJOR = 15
 DATA_SET = "half-compressible"
-FULL_BYTES, QUICK_BYTES = 1_000_000_000, 100_000_000
-FULL_ROUNDS, QUICK_ROUNDS = 3, 1
 SHARES = 16
 """The log is written in pieces of so many parts of the messages."""
 
@@ -56,19 +52,7 @@ class Measured:
 
 def main() -> None:
     """Run everything."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.physical", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the data, once; writes no results")
-    quick = parser.parse_args().quick
-    directory = Path(tempfile.mkdtemp(prefix="synapse-backups-bench-"))
-    directory.chmod(0o711)  # as root, PostgreSQL runs as somebody else, who must pass
-    try:
-        with terminated_like_interrupted():
-            results = _measure(directory, QUICK_BYTES if quick else FULL_BYTES, QUICK_ROUNDS if quick else FULL_ROUNDS)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    if not quick:
-        record(results)
-    show(results)
+    benchmark("python -m benchmarks.physical", str(__doc__), _measure)
 
 
 def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:

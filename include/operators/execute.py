@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from include.errors import BackupError
@@ -9,6 +11,7 @@ from include.operators.step import BackupStep, Facts
 
 if TYPE_CHECKING:
     from include.operators.run import BackupRun
+    from include.repository.manifest import Manifest
 
 
 class StopWrites(BackupStep):
@@ -24,67 +27,58 @@ class StopWrites(BackupStep):
         return consistency.stop_writes(run.application, run.policy)
 
 
-class MakeFullBackup(BackupStep):
+class MakeBackup(BackupStep):
+    """Make the backup and commit it; its XCom is the summary. Each type says which function of the engine makes it."""
+
+    ui_color = "#cfe3d4"
+
+    @abstractmethod
+    def maker(self) -> Callable[..., Manifest]:
+        """The engine's function, imported inside the task."""
+
+    def step(self, run: BackupRun) -> Facts:
+        """The summary of the committed backup."""
+        from include.backup.summary import summary  # noqa: PLC0415
+
+        manifest = self.maker()(
+            run.backup,
+            slot=run.slot,
+            application=run.application,
+            catalog=run.catalog,
+            policy=run.policy,
+            scratch=run.scratch,
+        )
+        return summary(manifest)
+
+
+class MakeFullBackup(MakeBackup):
     """Stop writes for a moment, take the consistency point, copy everything behind it, and commit (R4.3, R4.4)."""
 
-    ui_color = "#cfe3d4"
-
-    def step(self, run: BackupRun) -> Facts:
-        """The summary of the committed backup."""
+    def maker(self) -> Callable[..., Manifest]:
+        """A full backup."""
         from include.backup.full import make_full_backup  # noqa: PLC0415
-        from include.backup.summary import summary  # noqa: PLC0415
 
-        manifest = make_full_backup(
-            run.backup,
-            slot=run.slot,
-            application=run.application,
-            catalog=run.catalog,
-            policy=run.policy,
-            scratch=run.scratch,
-        )
-        return summary(manifest)
+        return make_full_backup
 
 
-class MakeSnapshot(BackupStep):
+class MakeSnapshot(MakeBackup):
     """Copy the whole cluster as it runs, take the consistency point, and the log up to it (R1.3, R4.3, R4.4)."""
 
-    ui_color = "#cfe3d4"
-
-    def step(self, run: BackupRun) -> Facts:
-        """The summary of the committed backup."""
+    def maker(self) -> Callable[..., Manifest]:
+        """A snapshot."""
         from include.backup.snapshot import make_snapshot  # noqa: PLC0415
-        from include.backup.summary import summary  # noqa: PLC0415
 
-        manifest = make_snapshot(
-            run.backup,
-            slot=run.slot,
-            application=run.application,
-            catalog=run.catalog,
-            policy=run.policy,
-            scratch=run.scratch,
-        )
-        return summary(manifest)
+        return make_snapshot
 
 
-class MakeIncrement(BackupStep):
+class MakeIncrement(MakeBackup):
     """Everything since the last window: the log, the objects that changed, new commits (R1.2, R4.3, R4.4)."""
 
-    ui_color = "#cfe3d4"
-
-    def step(self, run: BackupRun) -> Facts:
-        """The summary of the committed window."""
+    def maker(self) -> Callable[..., Manifest]:
+        """A window."""
         from include.backup.increment import make_increment  # noqa: PLC0415
-        from include.backup.summary import summary  # noqa: PLC0415
 
-        manifest = make_increment(
-            run.backup,
-            slot=run.slot,
-            application=run.application,
-            catalog=run.catalog,
-            policy=run.policy,
-            scratch=run.scratch,
-        )
-        return summary(manifest)
+        return make_increment
 
 
 class ResumeWrites(BackupStep):
