@@ -37,10 +37,10 @@ from include.repository.layout import (
     BackupId,
     envelope_prefix,
     named_by,
-    pack_key,
     place_of,
 )
 from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.references import data_keys, envelope_prefixes, references
 
 log = logging.getLogger(__name__)
 
@@ -348,16 +348,10 @@ class _Named:
             return stored
 
     def _note(self, manifest: Manifest) -> None:
-        self.attempts |= {manifest.attempt}
-        self._prefixes.add(envelope_prefix(manifest.id, manifest.attempt))
-        for artifact in manifest.artifacts:
-            self.attempts.add(artifact.attempt)
-            self._prefixes.add(envelope_prefix(manifest.id, artifact.attempt))
-            self._keys |= {segment.key for segment in artifact.segments}
-        for pack in manifest.packs:
-            self.attempts.add(pack.attempt)
-            self._packs.add(pack.id)
-            self._keys.add(pack_key(pack.id))
+        self.attempts |= {attempt for _, attempt in data_keys(manifest)}
+        self._prefixes |= envelope_prefixes(manifest)
+        self._packs |= {pack.id for pack in manifest.packs}
+        self._keys |= {reference.key for reference in references(manifest)}
 
 
 def _id_of_manifest(key: str) -> BackupId | None:

@@ -11,13 +11,16 @@ from typing import Literal, Self, cast, get_args
 from include.errors import BackupError
 from include.repository.lsn import timeline_of
 
-BackupType = Literal["full", "incremental", "snapshot"]
+BackupType = Literal["full", "incremental", "snapshot", "archive"]
 BACKUP_TYPES: tuple[BackupType, ...] = get_args(BackupType)
+ROLLING_TYPES: tuple[BackupType, ...] = ("full", "incremental", "snapshot")
+"""What has a slot a day, an hour or a week; an archive has one a month, for each retention class."""
 
 _SCHEDULED = re.compile(r"(?P<type>[a-z]+)-(?P<stamp>\d{8}T\d{6}Z)", re.ASCII)
 _MANUAL = re.compile(r"(?P<type>[a-z]+)-manual-(?P<stamp>\d{8}T\d{6}\.\d{6}Z)", re.ASCII)
+_ARCHIVE = re.compile(r"archive-(?P<class>[a-z][a-z0-9_]*)-(?P<month>\d{4}-\d{2})", re.ASCII)
 _ATTEMPT, _PACK = re.compile(r"[0-9a-f]{16}", re.ASCII), re.compile(r"[0-9a-f]{32}", re.ASCII)
-_SCHEDULED_STAMP, _MANUAL_STAMP = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
+_SCHEDULED_STAMP, _MANUAL_STAMP, _MONTH = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ", "%Y-%m"
 
 
 class NotABackupId(BackupError):
@@ -28,30 +31,42 @@ class NotABackupId(BackupError):
 class BackupId:
     """The name of a schedule slot: type and end of the data interval, or type and moment of a manual run.
 
-    It is only a name: order, retention and recovery go by the consistency point's time.
+    An archive is named by its month (`moment` is its beginning) and its retention class, which no other backup has. It
+    is only a name: order, retention and recovery go by the consistency point's time.
     """
 
     type: BackupType
     moment: datetime
     manual: bool = False
+    retention_class: str = ""
+
+    @classmethod
+    def archive(cls, retention_class: str, month: datetime) -> Self:
+        """The archive of one retention class for the month (UTC) that a moment is in."""
+        begin = month.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        return cls("archive", begin, retention_class=retention_class)
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`full-20261122T000000Z` or `full-manual-20261122T103712.123456Z`; raises `NotABackupId`."""
+        """`full-20261122T000000Z`, `full-manual-20261122T103712.123456Z` or `archive-financial-2026-11`.
+
+        Raises `NotABackupId`.
+        """
         for pattern, stamp, manual in ((_SCHEDULED, _SCHEDULED_STAMP, False), (_MANUAL, _MANUAL_STAMP, True)):
             found = pattern.fullmatch(text)
-            if found and found["type"] in BACKUP_TYPES:
-                try:
-                    moment = datetime.strptime(found["stamp"], stamp).replace(tzinfo=UTC)
-                except ValueError:
-                    break
+            if found and found["type"] in ROLLING_TYPES and (moment := _moment(found["stamp"], stamp)):
                 return cls(cast(BackupType, found["type"]), moment, manual)
+        found = _ARCHIVE.fullmatch(text)
+        if found and (moment := _moment(found["month"], _MONTH)):
+            return cls.archive(found["class"], moment)
         raise NotABackupId(
             f"{text!r} is not a backup's id.",
             mend="It looks like full-20261122T000000Z; `python -m include.cli list` shows what there is.",
         )
 
     def __str__(self) -> str:
+        if self.type == "archive":
+            return f"archive-{self.retention_class}-{self.moment.astimezone(UTC):{_MONTH}}"
         if self.manual:
             return f"{self.type}-manual-{self.moment.astimezone(UTC).strftime(_MANUAL_STAMP)}"
         return f"{self.type}-{self.moment.astimezone(UTC).strftime(_SCHEDULED_STAMP)}"
@@ -62,8 +77,17 @@ class BackupId:
         return f"{MANIFESTS}{self.type}/{self}.json"
 
     def attempt_prefix(self, attempt: str) -> str:
-        """Where everything that one try writes lies, but for packs, keys and the manifest."""
+        """Where everything that one try writes lies, but for packs, keys and the manifest; of an archive packs, too."""
+        if self.type == "archive":
+            return f"archive/{self.retention_class}/{self.moment.astimezone(UTC):{_MONTH}}/{self}/{attempt}/"
         return f"{self.type}/{self.moment.astimezone(UTC):%Y/%m/%d}/{self}/{attempt}/"
+
+
+def _moment(text: str, pattern: str) -> datetime | None:
+    try:
+        return datetime.strptime(text, pattern).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
@@ -164,10 +188,12 @@ def place_of(key: str) -> Place | None:
             return Place(parts[2], pack=parts[1], envelope=True)
         owner = named_by(parts[1])
         return Place(parts[2], backup=owner, envelope=True) if owner else None
-    if len(parts) < 7 or not _ATTEMPT.fullmatch(parts[5]):  # noqa: PLR2004 - <type>/<Y>/<m>/<d>/<id>/<attempt>/…
+    # <type>/<Y>/<m>/<d>/<id>/<attempt>/…, or archive/<class>/<month>/<id>/<attempt>/…
+    at = 3 if key.startswith("archive/") else 4
+    if len(parts) < at + 3 or not _ATTEMPT.fullmatch(parts[at + 1]):
         return None
-    owner = named_by(parts[4])
-    return Place(parts[5], backup=owner) if owner and key.startswith(owner.attempt_prefix(parts[5])) else None
+    owner, attempt = named_by(parts[at]), parts[at + 1]
+    return Place(attempt, backup=owner) if owner and key.startswith(owner.attempt_prefix(attempt)) else None
 
 
 def named_by(text: str) -> BackupId | None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.repository.layout import (
-    BACKUP_TYPES,
+    ROLLING_TYPES,
     BackupId,
     NotABackupId,
     Place,
@@ -23,20 +23,25 @@ from include.repository.layout import (
 
 moments = st.datetimes(min_value=datetime(1000, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001
 scheduled = st.builds(
-    BackupId, st.sampled_from(BACKUP_TYPES), moments.map(lambda moment: moment.replace(microsecond=0))
+    BackupId, st.sampled_from(ROLLING_TYPES), moments.map(lambda moment: moment.replace(microsecond=0))
 )
-manual = st.builds(BackupId, st.sampled_from(BACKUP_TYPES), moments, st.just(True))
+manual = st.builds(BackupId, st.sampled_from(ROLLING_TYPES), moments, st.just(True))
+archives = st.builds(BackupId.archive, st.from_regex(r"[a-z][a-z0-9_]{0,12}", fullmatch=True), moments)
 MIDNIGHT = BackupId("full", datetime(2026, 11, 22, tzinfo=UTC))
 
 
 @settings(deadline=None)
-@given(scheduled | manual)
+@given(scheduled | manual | archives)
 def test_an_id_is_read_as_it_is_written(backup: BackupId) -> None:
     assert BackupId.parse(str(backup)) == backup
 
 
 @settings(deadline=None)
-@given(st.from_regex(r"(full|snapshot)-(manual-)?\d{8}T\d{6}(\.\d{6})?Z", fullmatch=True) | st.text())
+@given(
+    st.from_regex(r"(full|snapshot)-(manual-)?\d{8}T\d{6}(\.\d{6})?Z", fullmatch=True)
+    | st.from_regex(r"archive-[a-z]{1,9}-\d{4}-\d{2}", fullmatch=True)
+    | st.text()
+)
 def test_whatever_is_read_was_written_that_way(text: str) -> None:
     try:
         backup = BackupId.parse(text)
@@ -53,6 +58,10 @@ def test_ids_look_as_they_are_documented() -> None:
     assert str(BackupId("full", moment, manual=True)) == "full-manual-20261122T103712.123456Z"
     assert MIDNIGHT.manifest_key == "manifests/full/full-20261122T000000Z.json"
     assert MIDNIGHT.attempt_prefix("a") == "full/2026/11/22/full-20261122T000000Z/a/"
+    archive = BackupId.archive("financial", moment)
+    assert str(archive) == "archive-financial-2026-11"
+    assert archive.manifest_key == "manifests/archive/archive-financial-2026-11.json"
+    assert archive.attempt_prefix("a") == "archive/financial/2026-11/archive-financial-2026-11/a/"
 
 
 def test_a_moment_of_another_zone_is_named_in_utc() -> None:
@@ -71,6 +80,10 @@ def test_a_moment_of_another_zone_is_named_in_utc() -> None:
         "full-20261122T000000.000000Z",
         "full-manual-20261122T000000Z",
         "../full-20261122T000000Z",
+        "archive-20261122T000000Z",
+        "archive-manual-20261122T103712.123456Z",
+        "archive-financial-2026-13",
+        "archive-Financial-2026-11",
         "full-20261122T000000Z\n",
         "full-\uff12\uff10\uff12\uff161122T000000Z",
     ],
@@ -89,7 +102,7 @@ def test_names_are_random_and_fit_postgresql() -> None:
 
 
 @settings(deadline=None)
-@given(scheduled | manual)
+@given(scheduled | manual | archives)
 def test_a_key_says_whose_it_is(backup: BackupId) -> None:
     attempt, pack = new_attempt(), new_pack_id()
 
@@ -107,6 +120,8 @@ def test_a_key_says_whose_it_is(backup: BackupId) -> None:
         "full/2026/11/22/full-20261122T000000Z/0123456789ABCDEF/x",
         "full/2026/11/23/full-20261122T000000Z/0123456789abcdef/x",
         "snapshot/2026/11/22/full-20261122T000000Z/0123456789abcdef/x",
+        "archive/personal/2026-11/archive-financial-2026-11/0123456789abcdef/x",
+        "archive/financial/2026-11/archive-financial-2026-11/0123456789abcdef",
         "wal/1/1/000000010000000000000001.0123456789abcdef.zst.enc",
         "packs/0123",
         "packs/" + "f" * 32 + "/x",
