@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
+
+from psycopg import IsolationLevel, sql
 
 from include.backup.application import Application
 from include.backup.attempt import Attempt, json_document
@@ -10,7 +14,14 @@ from include.pipeline.process import run_source
 from include.repository.contents import GLOBALS, INVENTORY, SERVER_FILES, SETTINGS, component_dump
 from include.repository.manifest import DatabaseSummary
 from include.sources.postgres.dump import DumpStream, dump_streams, globals_stream
-from include.sources.postgres.inventory import Inventory, large_objects, sequence_states, table_contents
+from include.sources.postgres.inventory import (
+    Inventory,
+    TableContent,
+    large_objects,
+    largest_first,
+    sequence_states,
+    shared_table_contents,
+)
 from include.sources.postgres.relations import plan_dump
 from include.sources.postgres.server_files import read_server_files
 from include.sources.postgres.settings import read_settings
@@ -18,6 +29,7 @@ from include.sources.postgres.tools import find_tools
 
 if TYPE_CHECKING:
     from include.backup.consistency import Point
+    from include.sources.postgres.barrier import Session
 
 
 class DatabaseCopy:
@@ -69,11 +81,27 @@ class DatabaseCopy:
 
     def write_contents(self) -> None:
         """Rows and digests of every table, and the server's settings: one job, because it has the session to itself."""
-        session, relations = self._point.session, self._point.relations
-        self._inventory = Inventory(table_contents(session, relations.tables), self._sequences, large_objects(session))
+        session = self._point.session
+        self._inventory = Inventory(self._table_contents(), self._sequences, large_objects(session))
         components = {component.name: [str(table) for table in component.tables] for component in self._plan}
         self._attempt.write_structure(INVENTORY, json_document({**self._inventory.to_json(), "components": components}))
         self._attempt.write_structure(SETTINGS, json_document(read_settings(session).to_json()))
+
+    def _table_contents(self) -> dict[str, TableContent]:
+        """In several sessions: behind a snapshot's base there is nothing else that would keep the processors busy."""
+        session = self._point.session
+        sessions: list[Callable[[], AbstractContextManager[Session]]] = [lambda: nullcontext(session)]
+        sessions += [self._another_session] * (self._policy.pipeline.streams_at_once - 1)
+        return shared_table_contents(sessions, largest_first(session, self._point.relations.tables))
+
+    @contextmanager
+    def _another_session(self) -> Iterator[Session]:
+        """A session that sees what the point's own sees."""
+        name = f"{self._attempt.backup}.{self._attempt.name}.D"
+        with self._application.dump.connect(application_name=name) as session:
+            session.isolation_level, session.read_only = IsolationLevel.REPEATABLE_READ, True
+            session.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._point.snapshot)))
+            yield session
 
     def write_server_files(self) -> None:
         """What the server tells of its own configuration files; on the session of the point, as `write_contents`."""

@@ -11,10 +11,10 @@ import re
 import secrets
 import subprocess
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -51,11 +51,12 @@ from include.sources.postgres.inventory import (
     TableContent,
     compare,
     count_large_objects,
+    shared_table_contents,
     table_contents,
     take_inventory,
 )
 from include.sources.postgres.login import DatabaseLogin
-from include.sources.postgres.relations import CATCH_ALL, Relation, Relations, list_relations
+from include.sources.postgres.relations import CATCH_ALL, Relations, list_relations
 from include.sources.postgres.tools import PostgresTools, find_tools
 
 if TYPE_CHECKING:
@@ -368,22 +369,10 @@ class _Restore:
             relations = list_relations(session)
             others = take_inventory(session, Relations(relations.sequences))
         expected = self._inventory.tables
-        largest_first = iter(sorted(relations.tables, key=lambda table: -_rows_of(expected.get(str(table)))))
-        lock = threading.Lock()
-
-        def next_table() -> Relation | None:
-            with lock:
-                return next(largest_first, None)
-
-        def work() -> dict[str, TableContent]:
-            with self._login.connect(application_name=APPLICATION, autocommit=False) as session:
-                return table_contents(session, iter(next_table, None))
-
+        tables = sorted(relations.tables, key=lambda table: -_rows_of(expected.get(str(table))))
+        connect = partial(self._login.connect, application_name=APPLICATION, autocommit=False)
         sessions = self._backup.policy.streams_at_once
-        with ThreadPoolExecutor(sessions, thread_name_prefix="inventory") as pool:
-            shares = [pool.submit(work) for _ in range(sessions)]
-            tables = {name: content for share in shares for name, content in share.result().items()}
-        return replace(others, tables=tables)
+        return replace(others, tables=shared_table_contents([connect] * sessions, tables))
 
     def _encoding(self) -> str:
         """The source's encoding, where this server's own is another: digests are of rows in it. C goes with each."""

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import psycopg
 import pytest
 
 from include.errors import BackupError
 from include.sandbox.postgres import PostgresServer
-from include.sources.postgres.inventory import compare, large_objects, sequence_states, table_contents, take_inventory
+from include.sources.postgres.inventory import (
+    compare,
+    large_objects,
+    largest_first,
+    sequence_states,
+    shared_table_contents,
+    table_contents,
+    take_inventory,
+)
 from include.sources.postgres.login import DatabaseLogin
 from include.sources.postgres.relations import list_relations
 
@@ -147,3 +158,38 @@ def test_speed(session: psycopg.Connection) -> None:
     print(f"\n{content.rows / seconds:,.0f} rows/s")
     assert content.rows == 200_000
     assert seconds < 30
+
+
+def test_several_sessions_digest_as_one_does(session: psycopg.Connection, login: DatabaseLogin) -> None:
+    tables = list_relations(session).tables
+    another = partial(login.connect, application_name="test")
+
+    assert shared_table_contents([another, another, another], tables) == table_contents(session, tables)
+
+
+def test_a_session_that_would_wait_leaves_the_table_to_the_one_that_holds_it(
+    session: psycopg.Connection, login: DatabaseLogin
+) -> None:
+    tables = list_relations(session).tables
+    with login.connect(application_name="test") as holder, login.connect(application_name="test") as changer:
+        holder.execute("LOCK TABLE odd, styles IN ACCESS SHARE MODE")
+        expected = table_contents(holder, tables)
+        with ThreadPoolExecutor() as pool:
+            altering = pool.submit(changer.execute, "ALTER TABLE styles ADD y int")
+            while not session.execute("SELECT FROM pg_locks WHERE NOT granted").fetchall():
+                pass
+            try:
+                assert not altering.done()
+                others = [partial(login.connect, application_name="test")] * 2
+                assert shared_table_contents([lambda: nullcontext(holder), *others], tables) == expected
+            finally:
+                holder.rollback()
+            altering.result()
+
+
+def test_the_largest_tables_come_first(session: psycopg.Connection) -> None:
+    session.execute("CREATE TABLE large AS SELECT n, repeat('x', 500) FROM generate_series(1, 2000) AS n")
+    ordered = [str(table) for table in largest_first(session, list_relations(session).tables)]
+
+    assert ordered[0] == "public.large"
+    assert sorted(ordered) == sorted(str(table) for table in list_relations(session).tables)
