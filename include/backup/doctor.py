@@ -63,7 +63,10 @@ def _subjects(found: Surroundings, policy: Policy) -> Iterator[Subject]:
         yield _restore_server(found.restore_server)
     yield Subject(
         "objects",
-        [Check("versions", lambda: store.source(found.objects()))],
+        [
+            Check("versions", lambda: store.source(found.objects())),
+            Check("uploads under way", lambda: store.uploads_told(found.objects())),
+        ],
         door=Check("connection", lambda: store.reach(found.objects())),
     )
     yield Subject(

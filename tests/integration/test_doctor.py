@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from typer.testing import CliRunner
 
@@ -264,6 +265,25 @@ def test_a_bucket_without_versions_or_in_another_region_is_told(s3_primary: S3Se
         store.region(bucket, "us-east-1")
     with pytest.raises(Remark, match="Object Lock"):
         store.locks(bucket)
+
+
+@pytest.mark.requirement("R1.2", "R4.2")
+def test_uploads_that_may_not_be_listed_are_told(s3_primary: S3Server) -> None:
+    name = s3_primary.create_bucket("doctor-uploads")
+    bucket = Bucket(s3_primary.session(), name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    bucket.client.create_multipart_upload(Bucket=name, Key="half")
+    assert store.uploads_told(bucket) == {"uploads_under_way": 1}
+
+    iam = s3_primary.session().client("iam", endpoint_url=s3_primary.endpoint_url)
+    iam.create_user(UserName="reader")
+    allowed = {"Effect": "Allow", "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": "*"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+    iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=policy)
+    key = iam.create_access_key(UserName="reader")["AccessKey"]
+    reader = boto3.Session(key["AccessKeyId"], key["SecretAccessKey"], region_name=s3_primary.region)
+    bucket = Bucket(reader, name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    with pytest.raises(Remark, match="only in the next snapshot"):
+        store.uploads_told(bucket)
 
 
 @pytest.mark.requirement("R4.2")

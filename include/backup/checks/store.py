@@ -15,7 +15,7 @@ from itertools import islice
 from botocore.exceptions import BotoCoreError, ClientError
 
 from include.backup.checks.check import Facts, NotReady, Remark, demand, remark
-from include.pipeline.store import Bucket, ObjectExists, StoreError
+from include.pipeline.store import Bucket, NotAllowed, ObjectExists, StoreError
 from include.repository.layout import PROBES
 from include.sources.objects import require_versions, versioning_command
 
@@ -34,6 +34,18 @@ def source(bucket: Bucket) -> Facts:
         _, content = bucket.open_version(first.key, version_id=first.version_id, etag=first.etag)
         next(content, b"")
     return {"objects": first is not None}
+
+
+def uploads_told(bucket: Bucket) -> Facts:
+    """Whether the uploads that are under way can be listed: an increment finds by it what they become (R1.2)."""
+    try:
+        return {"uploads_under_way": len(bucket.uploads_under_way())}
+    except NotAllowed as refused:
+        raise Remark(
+            f"{refused.what} An object that is being uploaded in parts during a backup may be in no increment, and "
+            "only in the next snapshot.",
+            mend="Allow s3:ListBucketMultipartUploads.",
+        ) from None
 
 
 def versioned(bucket: Bucket) -> Facts:
