@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, CronDataIntervalTimetable
 
+from include.operators.report import WATCHER, AlertRun, Watcher
 from include.operators.storage import Reap
 from include.policy import load_policy
 
@@ -37,8 +38,14 @@ with DAG(
     tags=["storage"],
     default_args={"owner": "backup"},
 ) as dag:
-    Reap(
+    reap = Reap(
         task_id="reap",
         execution_timeout=timedelta(hours=2),
         doc_md="**Law 5** What dead runs left behind: found, looked at once more, removed.",
     )
+    alert = AlertRun(task_id="error_alert", doc_md="**R4.6** What failed, and how to mend it.")
+    watcher = Watcher(
+        task_id=WATCHER, doc_md="Fails, and the run with it, when work failed, though the alert was sent."
+    )
+
+    reap >> [alert, watcher]

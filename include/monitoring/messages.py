@@ -24,11 +24,13 @@ Kind = Literal[
     "recovered",
     "recovery_failed",
     "recovery_refused",
+    "run_failed",
 ]
 _HEARD_BY: dict[Kind, Kind] = {
     "recovered": "success_report",
     "recovery_failed": "error_alert",
     "recovery_refused": "status_update",
+    "run_failed": "error_alert",
 }
 SYSTEM = "[Synapse backups]"
 LONGEST_WHAT = 600
@@ -41,6 +43,7 @@ _COLOURS: dict[Kind, str] = {
     "recovered": "#1a7f37",
     "recovery_failed": "#b3261e",
     "recovery_refused": "#33608c",
+    "run_failed": "#b3261e",
 }
 # PostgreSQL quotes rows, statements and keys in these: data of the database does not leave the house.
 _QUOTING = re.compile(r"\b(?:DETAIL|CONTEXT|QUERY|STATEMENT):.*")

@@ -157,6 +157,25 @@ class AlertError(Report):
         return Notification("error_alert", str(run.backup), self._about_the_run(run, context), failures, links)
 
 
+class AlertRun(Teller):
+    """The error alert of a run that makes no backup: which task failed, what happened, how to mend it (R4.6)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trigger_rule": TriggerRule.ONE_FAILED, **kwargs})
+
+    def _take(self, context: Context) -> Facts:
+        from include.policy import load_policy  # noqa: PLC0415
+
+        return self.tell(load_policy(), partial(self._notification, context))
+
+    def _notification(self, context: Context) -> Notification:
+        from include.monitoring.messages import Notification  # noqa: PLC0415
+
+        failures, run = failures_of(context), context["dag_run"]
+        links = links_of(context, failures[0].task if failures else "")
+        return Notification("run_failed", run.dag_id, {"dag run": run.run_id}, failures, links)
+
+
 class Delivered(BaseOperator):
     """Red when somebody could not be told: a dead alert channel shows in Airflow without failing the backup.
 

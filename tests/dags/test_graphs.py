@@ -252,6 +252,15 @@ def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[st
     assert "python -m include.cli reap" in doc
 
 
+@pytest.mark.requirement("R4.6")
+def test_a_red_lifecycle_is_told_and_stays_red(bag: dict[str, Any]) -> None:
+    tasks = bag["dags"]["storage_lifecycle"]["tasks"]
+    work = set(tasks) - {"error_alert", "watcher"}
+    for last in ("error_alert", "watcher"):
+        assert tasks[last]["rule"] == "one_failed"
+        assert set(tasks[last]["up"]) == work
+
+
 @pytest.mark.requirement("R5.1")
 def test_a_recovery_is_selected_located_proved_approved_restored_validated_and_told(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["point_in_time_recovery"]["tasks"]

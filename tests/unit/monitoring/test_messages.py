@@ -53,6 +53,7 @@ class Tags(HTMLParser):
         ("recovered", f"[Synapse backups] {BACKUP} is done"),
         ("recovery_failed", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
         ("recovery_refused", f"[Synapse backups] {BACKUP} was not carried out"),
+        ("run_failed", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
     ],
 )
 def test_the_subject_says_it_on_a_phone(kind: Kind, subject: str) -> None:
@@ -65,11 +66,12 @@ def test_every_kind_has_its_words() -> None:
 
 
 @pytest.mark.requirement("R4.6")
-def test_who_hears_of_backups_hears_of_recoveries() -> None:
+def test_who_hears_of_backups_hears_of_recoveries_and_of_other_runs() -> None:
     assert {kind: heard_by(kind) for kind in get_args(Kind) if heard_by(kind) != kind} == {
         "recovered": "success_report",
         "recovery_failed": "error_alert",
         "recovery_refused": "status_update",
+        "run_failed": "error_alert",
     }
 
 
