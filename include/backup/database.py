@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
-
-from psycopg import IsolationLevel, sql
 
 from include.backup.application import Application
 from include.backup.attempt import Attempt, json_document
 from include.pipeline.process import run_source
 from include.repository.contents import GLOBALS, INVENTORY, SERVER_FILES, SETTINGS, component_dump
 from include.repository.manifest import DatabaseSummary
+from include.sources.postgres.barrier import session_beside
 from include.sources.postgres.dump import DumpStream, dump_streams, globals_stream
 from include.sources.postgres.inventory import (
     Inventory,
@@ -89,19 +89,12 @@ class DatabaseCopy:
 
     def _table_contents(self) -> dict[str, TableContent]:
         """In several sessions: behind a snapshot's base there is nothing else that would keep the processors busy."""
-        session = self._point.session
-        sessions: list[Callable[[], AbstractContextManager[Session]]] = [lambda: nullcontext(session)]
-        sessions += [self._another_session] * (self._policy.pipeline.streams_at_once - 1)
-        return shared_table_contents(sessions, largest_first(session, self._point.relations.tables))
-
-    @contextmanager
-    def _another_session(self) -> Iterator[Session]:
-        """A session that sees what the point's own sees."""
+        point, session = self._point, self._point.session
         name = f"{self._attempt.backup}.{self._attempt.name}.D"
-        with self._application.dump.connect(application_name=name) as session:
-            session.isolation_level, session.read_only = IsolationLevel.REPEATABLE_READ, True
-            session.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(self._point.snapshot)))
-            yield session
+        another = partial(session_beside, point, self._application.dump, application_name=name)
+        sessions: list[Callable[[], AbstractContextManager[Session]]] = [lambda: nullcontext(session)]
+        sessions += [another] * (self._policy.pipeline.streams_at_once - 1)
+        return shared_table_contents(sessions, largest_first(session, point.relations.tables))
 
     def write_server_files(self) -> None:
         """What the server tells of its own configuration files; on the session of the point, as `write_contents`."""

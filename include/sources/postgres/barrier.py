@@ -274,6 +274,18 @@ def _set_free(s: Session) -> None:
     s.execute("SET LOCAL lock_timeout = '1min'")
 
 
+@contextmanager
+def session_beside(point: ConsistencyPoint[Any], login: DatabaseLogin, *, application_name: str) -> Iterator[Session]:
+    """Another session that sees what the point's own sees, and may take as long: a digest takes an hour at times."""
+    unbounded = ("statement_timeout", "idle_in_transaction_session_timeout", "transaction_timeout")
+    settings = {**_WATCHED, "TimeZone": "UTC", "lock_timeout": "1min", **dict.fromkeys(unbounded, "0")}
+    session = _session(login, application_name, settings)
+    with closing(session):
+        session.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        session.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(point.snapshot)))
+        yield session
+
+
 def _settings_of_l(policy: Barrier, s: Session) -> dict[str, str]:
     """The deadlock check comes first, so that L and not the application is its victim, and autovacuum gives way.
 
