@@ -9,7 +9,6 @@ import json
 import logging
 import re
 import secrets
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 from include.errors import BackupError
-from include.pipeline.process import SinkFailed, child_environment, run_sink
+from include.recovery.dump_script import IDENTIFIER, statements, subject, without_grantor
+from include.recovery.pg_restore import PgRestore
 from include.recovery.post_data import Turns, in_turn, indexes_of, upgrading
 from include.recovery.replacement import swap_databases
 from include.recovery.scratch import mark
@@ -70,20 +69,8 @@ APPLICATION = "synapse-backups"
 
 _SIDE_BY_SIDE = "--jobs=2"
 _DIFFERENCES_TOLD = 5
-_IDENTIFIER = r"(?:\"(?:[^\"]|\"\")+\"|[^\s;\"]+)"
-_ABOUT = re.compile(
-    rf"(?:CREATE|ALTER|COMMENT ON|SECURITY LABEL FOR {_IDENTIFIER} ON) "
-    rf"(?P<kind>ROLE|TABLESPACE) (?P<name>{_IDENTIFIER})"
-)
-_GRANTED = re.compile(
-    rf"(?:GRANT|REVOKE) (?:{_IDENTIFIER}|[A-Z, ]+ ON [A-Z]+ {_IDENTIFIER}) (?:TO|FROM) (?P<name>{_IDENTIFIER})"
-)
-_GRANTOR = re.compile(rf"(?<=^GRANT )({_IDENTIFIER} TO .*) GRANTED BY {_IDENTIFIER}(?=;$)")
 _GRANTORS_MINDED = 16_00_00
-_NAMED_DATABASE = re.compile(rf"\bDATABASE {_IDENTIFIER}")
-_BETWEEN = re.compile(r"(?:\s+|(?:--|\\)[^\n]*)*+")
-_STATEMENT = re.compile(r"(?:'(?:[^']|'')*+'|\"(?:[^\"]|\"\")*+\"|[^'\";])*+;")
-
+_NAMED_DATABASE = re.compile(rf"\bDATABASE {IDENTIFIER}")
 # What a database may have set for its users, and not for its restore: who they are, what they may do and for how long,
 # and how what they send is understood. Row triggers that fire for replicas alone stay asleep.
 _UNDISTURBED = {
@@ -108,11 +95,8 @@ _MAPPING_OPTIONS = """
 _OF_THE_DATABASE = re.compile(
     r"^\d+; \d+ \d+ (?:DATABASE|DATABASE PROPERTIES|(?:ACL|COMMENT|SECURITY LABEL) \S+ DATABASE) "
 )
-_IN_TABLESPACE = re.compile(rf" TABLESPACE = {_IDENTIFIER};$")
+_IN_TABLESPACE = re.compile(rf" TABLESPACE = {IDENTIFIER};$")
 _UNOWNED = ("--no-owner", "--no-privileges", "--no-security-labels", "--no-tablespaces")
-
-# pg_restore sets it from 17 on whatever the server is, and a server before 17 does not know it.
-_UNKNOWN_SETTING, _KNOWN_SINCE = '"transaction_timeout"', 17
 
 
 class DatabaseExists(BackupError):
@@ -224,7 +208,7 @@ class _Restore:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
         self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
-        self._tools, self._server_major = _tools_for(backup, server)
+        self._program = PgRestore(*_tools_for(backup, server), self._login, APPLICATION)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
         self._components: dict[str, list[str]] = document["components"]
@@ -237,16 +221,16 @@ class _Restore:
             try:
                 self._restore_roles()
                 self._create_as_it_was(pre_data)
-                self._run_restore(pre_data)
+                self._program.restore(pre_data)
                 self._restore_user_mappings()
                 self._restore_rows()
-                turns = self._in_turn(post_data, self._list(post_data, "--verbose"))
-                self._run_entries(post_data, turns.side_by_side, _SIDE_BY_SIDE)
-                self._run_entries(post_data, turns.one_by_one)
-                self._run_entries(post_data, turns.refreshed, _SIDE_BY_SIDE)
+                turns = self._in_turn(post_data, self._program.listed(post_data, "--verbose"))
+                self._program.restore_entries(post_data, turns.side_by_side, _SIDE_BY_SIDE)
+                self._program.restore_entries(post_data, turns.one_by_one)
+                self._program.restore_entries(post_data, turns.refreshed, _SIDE_BY_SIDE)
                 restored = self._take_inventory()
                 self._must_equal(compare(self._inventory, restored))
-                self._run_entries(post_data, turns.awake)
+                self._program.restore_entries(post_data, turns.awake)
                 self._put_in_place(keep_as)
             except BaseException:
                 self._drop()
@@ -264,16 +248,20 @@ class _Restore:
             post_data = self._spooled(POST_DATA, Path(directory))
             try:
                 self._create_unowned(pre_data)
-                self._run_entries(pre_data, without(listed := self._list(pre_data), "USER MAPPING"), *_UNOWNED)
+                self._program.restore_entries(
+                    pre_data, without(listed := self._program.listed(pre_data), "USER MAPPING"), *_UNOWNED
+                )
                 left_out = [*ALWAYS_LEFT_OUT, *self._named_when_left_out(pre_data, listed)]
                 with self._login.connect(application_name=APPLICATION, autocommit=True) as session:
                     part = self._choose(session, components, tables, Path(directory))
                     self._restore_rows_of(part, components)
                     self._set_sequences(session, part)
-                    listed = self._list(post_data, "--verbose")
+                    listed = self._program.listed(post_data, "--verbose")
                     turns = self._in_turn(post_data, listed)
-                    self._run_entries(post_data, entries_at_once(turns.side_by_side), _SIDE_BY_SIDE, *_UNOWNED)
-                    self._run_entries(post_data, entries_at_once(turns.one_by_one), *_UNOWNED)
+                    self._program.restore_entries(
+                        post_data, entries_at_once(turns.side_by_side), _SIDE_BY_SIDE, *_UNOWNED
+                    )
+                    self._program.restore_entries(post_data, entries_at_once(turns.one_by_one), *_UNOWNED)
                     left_out += [*self._large_objects_left_out(components), *part.without_rows()]
                     left_out += drop_surplus(session, part)
                     left_out += self._restore_foreign_keys(post_data, listed, part)
@@ -295,7 +283,7 @@ class _Restore:
         named = {table for component in components for table in self._components[component]}
         for dump in map(component_dump, components):
             if self._backup.has(dump):
-                named |= loose_sequences(self._list_stream(dump, directory), relations)
+                named |= loose_sequences(self._program.listed_stream(self._backup.read(dump), directory), relations)
         return choose_part(session, relations, tables, named=named)
 
     def _restore_rows_of(self, part: Part, components: Sequence[str]) -> None:
@@ -329,22 +317,24 @@ class _Restore:
 
     def _restore_foreign_keys(self, post_data: Path, listed: Sequence[str], part: Part) -> list[str]:
         entries = entries_of(listed, "FK CONSTRAINT")
-        keys = [one for one in self._statements_of(post_data, entries) if FOREIGN_KEY.match(one)]
+        keys = [one for one in self._program.statements(post_data, entries) if FOREIGN_KEY.match(one)]
         possible, left_out = possible_foreign_keys(keys, part)
-        self._run_entries(post_data, [entry for entry, can in zip(entries, possible, strict=True) if can], *_UNOWNED)
+        self._program.restore_entries(
+            post_data, [entry for entry, can in zip(entries, possible, strict=True) if can], *_UNOWNED
+        )
         return left_out
 
     def _named_when_left_out(self, dump: Path, listed: Sequence[str], part: Part | None = None) -> list[str]:
         entries = entries_of(listed, *NAMED_WHEN_LEFT_OUT)
-        return list(named_when_left_out(self._statements_of(dump, entries), part.kept if part else ()))
+        return list(named_when_left_out(self._program.statements(dump, entries), part.kept if part else ()))
 
     def _refresh(self, session: Session, post_data: Path, listed: Sequence[str]) -> None:
         """Fill the materialized views that are still there, and had rows."""
         there = {qualified(view) for view in list_relations(session).of_kind("materialized view")}
         entries = entries_of(listed, "MATERIALIZED VIEW DATA")
-        names = [found["name"] for one in self._statements_of(post_data, entries) if (found := REFRESH.match(one))]
+        names = [found["name"] for one in self._program.statements(post_data, entries) if (found := REFRESH.match(one))]
         wanted = [entry for entry, name in zip(entries, names, strict=True) if normal(name) in there]
-        self._run_entries(post_data, wanted, *_UNOWNED)
+        self._program.restore_entries(post_data, wanted, *_UNOWNED)
 
     def sample(self, component: str) -> RestoredDatabase:
         expected = frozenset(self._components[component])
@@ -388,10 +378,10 @@ class _Restore:
             there |= {("TABLESPACE", name) for (name,) in session.execute("SELECT spcname FROM pg_tablespace")}
             minds_grantors = session.info.server_version >= _GRANTORS_MINDED
         script = b"".join(self._backup.read(GLOBALS)).decode()
-        wanted = [statement for statement in statements(script) if _subject(statement) not in there]
+        wanted = [statement for statement in statements(script) if subject(statement) not in there]
         if minds_grantors and self._backup.manifest.database.server_version < _GRANTORS_MINDED:
             # Before, anybody could be written down as a grantor; as pg_dumpall 16 does, whoever restores is.
-            wanted = [_GRANTOR.sub(r"\1", statement) for statement in wanted]
+            wanted = [without_grantor(statement) for statement in wanted]
         self._execute(wanted)
 
     def _create_as_it_was(self, pre_data: Path) -> None:
@@ -413,8 +403,8 @@ class _Restore:
         pg_restore knows how to write that for every version, and only under the original name: its script is taken, and
         the name in it replaced.
         """
-        listed = [line for line in self._list(pre_data, "--create") if _OF_THE_DATABASE.match(line)]
-        script = self._script(pre_data, listed, "--create")
+        listed = [line for line in self._program.listed(pre_data, "--create") if _OF_THE_DATABASE.match(line)]
+        script = self._program.script(pre_data, listed, "--create")
         ours = f"DATABASE {_quoted(self._scratch_name)}"
         # The name stands before any literal in each of these statements: the first match is it. The others are settings
         # of pg_restore's own session, which an older server may not know.
@@ -453,46 +443,7 @@ class _Restore:
 
     def _pipe(self, artifact: str, *options: str) -> None:
         """Stream a dump into pg_restore; nothing of it touches the disk."""
-        self._pg_restore(self._backup.read(artifact), *options)
-
-    def _run_restore(self, dump: Path, *options: str) -> None:
-        self._pg_restore((), *options, str(dump))
-
-    def _pg_restore(self, chunks: Iterable[bytes], *options: str) -> None:
-        """Run pg_restore; any error of it is ours, but for the one that a newer one makes on every older server."""
-        database = make_conninfo(dbname=self._scratch_name)  # a bare name with "=" in it would be taken for one
-        argv = [self._tools.pg_restore, "--no-password", f"--dbname={database}", *options]
-        newer = self._server_major < _KNOWN_SINCE <= self._tools.major
-        if not newer:
-            argv.insert(1, "--exit-on-error")
-        try:
-            run_sink(argv, chunks, environment=self._login.environment(APPLICATION))
-        except SinkFailed as failure:
-            if not newer or not only_unknown_setting(failure.said):
-                raise
-
-    def _run_entries(self, dump: Path, entries: Sequence[str], *options: str) -> None:
-        """Restore some lines of a dump's table of contents."""
-        if entries:
-            self._run_restore(dump, *options, _chosen(dump, entries))
-
-    def _list(self, dump: Path, *options: str) -> list[str]:
-        """A dump's table of contents."""
-        return self._run(self._tools.pg_restore, *options, "--list", str(dump)).split("\n")
-
-    def _list_stream(self, artifact: str, directory: Path) -> list[str]:
-        """The table of contents of a dump that is not on disk: it comes first, and no more than that is read."""
-        path = directory / "contents"
-        argv = [self._tools.pg_restore, "--list", f"--file={path}"]
-        run_sink(argv, self._backup.read(artifact), environment={})
-        return path.read_text().split("\n")
-
-    def _script(self, dump: Path, entries: Sequence[str], *options: str) -> str:
-        """The SQL of some lines of a dump's table of contents."""
-        return self._run(self._tools.pg_restore, *options, _chosen(dump, entries), "--file=-", str(dump))
-
-    def _statements_of(self, dump: Path, entries: Sequence[str]) -> list[str]:
-        return list(statements(self._script(dump, entries))) if entries else []
+        self._program.stream(self._backup.read(artifact), *options)
 
     def _put_in_place(self, keep_as: str | None) -> None:
         """Give the scratch database its name and its comment; what has the name until now gets `keep_as`.
@@ -535,7 +486,7 @@ class _Restore:
 
     def _in_turn(self, post_data: Path, listed: Sequence[str]) -> Turns:
         indexes = indexes_of(listed)
-        return in_turn(listed, apart=upgrading(indexes, self._statements_of(post_data, indexes)))
+        return in_turn(listed, apart=upgrading(indexes, self._program.statements(post_data, indexes)))
 
     def _must_equal(self, differences: list[str]) -> None:
         if differences:
@@ -560,15 +511,6 @@ class _Restore:
                         mend="Restore with a superuser's login, into a server that has what the source had.",
                     ) from None
 
-    def _run(self, *argv: str) -> str:
-        done = subprocess.run(argv, capture_output=True, text=True, env=child_environment(), check=False)
-        if done.returncode:
-            raise BackupError(
-                f"{Path(argv[0]).name} failed: {done.stderr.strip()}",
-                mend="Check that its version is the dump's or newer.",
-            )
-        return done.stdout
-
     def _drop(self) -> None:
         """Remove the scratch database. When that fails too, its name says what it is, and the reaper finds it."""
         try:
@@ -577,49 +519,8 @@ class _Restore:
             log.warning("The scratch database %s could not be dropped: %s", self._scratch_name, failure)
 
 
-def only_unknown_setting(said: str) -> bool:
-    """Whether every error that pg_restore told is that the server does not know the setting of newer ones."""
-    errors = [line for line in said.splitlines() if line.startswith("pg_restore: error: ")]
-    return bool(errors) and all(_UNKNOWN_SETTING in line for line in errors)
-
-
-def statements(script: str) -> Iterator[str]:
-    """The statements of a script that pg_dump or pg_dumpall wrote, without comments and psql's own commands.
-
-    Both write a quote within quotes doubled, and comments and commands between statements only.
-    """
-    position = _end(_BETWEEN.match(script))
-    while position < len(script):
-        statement = _STATEMENT.match(script, position)
-        yield script[position : _end(statement)]
-        position = _end(_BETWEEN.match(script, _end(statement)))
-
-
-def _end(found: re.Match[str] | None) -> int:
-    if found is None:
-        raise BackupError(
-            "The dump of the roles or of the database ends within a statement.", mend="Use another backup."
-        )
-    return found.end()
-
-
-def _subject(statement: str) -> tuple[str, str] | None:
-    """The role or tablespace that a statement makes or changes; a grant changes who gets it."""
-    if about := _ABOUT.match(statement):
-        return about["kind"], _unquoted(about["name"])
-    granted = _GRANTED.match(statement)
-    return ("ROLE", _unquoted(granted["name"])) if granted else None
-
-
 def _rows_of(content: TableContent | None) -> int:
     return content.rows if content else 0
-
-
-def _chosen(dump: Path, entries: Sequence[str]) -> str:
-    """An option of pg_restore: only these lines of the table of contents, in their order."""
-    chosen = dump.with_suffix(".list")
-    chosen.write_text("\n".join(entries) + "\n")
-    return f"--use-list={chosen}"
 
 
 def _may_be_replaced(server: DatabaseLogin, name: str, keep_as: str | None) -> None:
@@ -667,7 +568,3 @@ def _undisturbed(server: DatabaseLogin) -> str:
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
-
-
-def _unquoted(identifier: str) -> str:
-    return identifier[1:-1].replace('""', '"') if identifier.startswith('"') else identifier

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.errors import BackupError
-from include.recovery.database import only_unknown_setting
+from include.recovery.pg_restore import only_unknown_setting
 from include.recovery.selection import (
     FOREIGN_KEY,
     REFRESH,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.errors import BackupError
-from include.recovery.database import _subject, statements
+from include.recovery.dump_script import statements, subject
 
 SCRIPT = r"""--
 -- PostgreSQL database cluster dump
@@ -65,7 +65,7 @@ def test_a_script_without_statements_has_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "subject"),
+    ("statement", "about"),
     [
         ("CREATE ROLE member;", ("ROLE", "member")),
         ('ALTER ROLE "odd ""; role" WITH LOGIN;', ("ROLE", 'odd "; role')),
@@ -81,6 +81,6 @@ def test_a_script_without_statements_has_none() -> None:
     ],
 )
 def test_a_statement_is_about_the_role_or_tablespace_that_it_changes(
-    statement: str, subject: tuple[str, str] | None
+    statement: str, about: tuple[str, str] | None
 ) -> None:
-    assert _subject(statement) == subject
+    assert subject(statement) == about
