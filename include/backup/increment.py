@@ -38,7 +38,7 @@ from include.pipeline.store import ObjectMissing
 from include.policy import Policy
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
-from include.repository.chain import Chain, NoBase, ServerBehind
+from include.repository.chain import Chain, NoBase, ServerBehind, require_same_cluster
 from include.repository.layout import BackupId, new_attempt
 from include.repository.ledger import Gap, GapDeclared, declare, judge, read_gaps
 from include.repository.lsn import Lsn, segment_lsn
@@ -184,7 +184,7 @@ class _Beginning:
 def _beginning(application: Application, state: ServerLog, chain: Chain) -> _Beginning:
     """Where the window begins, and what it continues; raises when this server's log does not continue the chain."""
     server = str(application.replication)
-    chain.require_same_cluster(connection=server)
+    require_same_cluster(chain.manifests, chain.system_identifier, connection=server)
     chain.require_same_branch(connection=server, histories=state.digests)
     chain.require_base()
     start, predecessor = chain.durable_end(), chain.predecessor()

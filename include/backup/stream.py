@@ -24,6 +24,7 @@ from include.backup.application import Application
 from include.errors import BackupError
 from include.policy import Policy
 from include.repository.catalog import Catalog
+from include.repository.chain import require_same_cluster
 from include.repository.lsn import Lsn, segment_lsn, segment_name, segment_start
 from include.repository.wal import PAGE_HEADER_BYTES, WalArchive, WalSession
 from include.sources.postgres.receive import Receiver, receive_continuously
@@ -112,6 +113,8 @@ class _Stream:
     spool: Path
     until: threading.Event
     done: Shipments
+    _chain_of: str | None = None
+    """The cluster of which it is known that the chain is its own, or that there is none yet."""
 
     @property
     def _look_every(self) -> timedelta:
@@ -124,9 +127,10 @@ class _Stream:
 
     def _ship(self, lock: ChainLock) -> None:
         session = lock.session
+        server = identify(session)
+        self._require_same_cluster(server.system_identifier)
         drop_inactive_copies(session, "stream")
         secure_anchor(session)
-        server = identify(session)
         archive = WalArchive(
             self.catalog.bucket, self.catalog.keyring, server.system_identifier, policy=self.policy.pipeline
         )
@@ -150,6 +154,15 @@ class _Stream:
             self._ship_what_comes(
                 lock, receiving, shipping, pool, _Ender(ender, self._promise, self.policy.pipeline.stall_limit)
             )
+
+    def _require_same_cluster(self, system_identifier: str) -> None:
+        """Raise `ClusterChanged` for a server whose log nobody could use: nothing is made on it, or shipped."""
+        if system_identifier == self._chain_of:
+            return
+        entries = [*self.catalog.entries("snapshot"), *self.catalog.entries("incremental")]
+        manifests = [entry.manifest for entry in entries if entry.manifest]
+        require_same_cluster(manifests, system_identifier, connection=str(self.application.replication))
+        self._chain_of = system_identifier
 
     @property
     def _promise(self) -> timedelta:

@@ -85,18 +85,6 @@ class Chain:
         """The increments along this history, oldest consistency point first."""
         return _in_order(each for each in self._own if each.type == "incremental" and self._end_of(each))
 
-    def require_same_cluster(self, *, connection: str) -> None:
-        """Raise `ClusterChanged` when the catalog has WAL of another cluster, and no base of this one."""
-        others = [each for each in self.manifests if each.database.system_identifier != self.system_identifier]
-        if others and not any(each.base for each in self._own):
-            newest = _in_order(others)[-1]
-            raise ClusterChanged(
-                f"{connection} is the cluster {self.system_identifier}, and {newest.id}, the newest of the chain, is "
-                f"of the cluster {newest.database.system_identifier}: no increment continues another cluster.",
-                mend="If it was re-initialised on purpose, run the DAG snapshot_backup: a new chain begins with it. "
-                "If not, correct the connection.",
-            )
-
     def require_same_branch(self, *, connection: str, histories: Mapping[str, str]) -> None:
         """Raise `OldPrimary` when the catalog has log that this server's history does not lead to.
 
@@ -170,6 +158,20 @@ class Chain:
             return end
         reached = segment_start(left, self.segment_bytes)
         return reached if start <= reached else None
+
+
+def require_same_cluster(manifests: Iterable[Manifest], system_identifier: str, *, connection: str) -> None:
+    """Raise `ClusterChanged` when the catalog has WAL of another cluster than this one, and no base of this one."""
+    known = _in_order(each for each in manifests if each.wal)
+    others = [each for each in known if each.database.system_identifier != system_identifier]
+    if others and not any(each.base for each in known if each.database.system_identifier == system_identifier):
+        newest = others[-1]
+        raise ClusterChanged(
+            f"{connection} is the cluster {system_identifier}, and {newest.id}, the newest of the chain, is of the "
+            f"cluster {newest.database.system_identifier}: nothing continues another cluster's log.",
+            mend="If it was re-initialised on purpose, run the DAG snapshot_backup: a new chain begins with it. "
+            "If not, correct the connection.",
+        )
 
 
 def _before(lsn: Lsn, left: Lsn | None) -> bool:

@@ -70,6 +70,13 @@ class PostgresServer(LocalServer):
         """The login of another role of this server."""
         return DatabaseLogin(host="127.0.0.1", port=self.port, user=user, password=password, dbname=dbname)
 
+    def reinitialise(self) -> None:
+        """Remove the cluster, and make and start another one: the same place, port and password, a new identifier."""
+        self.stop()
+        shutil.rmtree(self.data)
+        self._prepare()
+        self.start()
+
     def _prepare(self) -> None:
         if self.data.exists():
             raise BackupError(f"{self.data} exists already.", mend="Give the server an empty directory.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import secrets
 import subprocess
 import sys
@@ -12,16 +13,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from include.backup.adoption import Adopted
 from include.backup.increment import NeverKept, make_increment
+from include.backup.stream import ship_continuously
 from include.backup.verify import check_integrity, check_sizes
 from include.backup.wal_collection import collect_wal, read_log
 from include.backup.window_proof import check_log
@@ -45,6 +49,7 @@ from include.sandbox.s3 import S3Server
 from include.sandbox.standby import Standby
 from include.sources.objects import Deletion, IndexEntry
 from include.sources.postgres.slots import ANCHOR, copy_name, secure_anchor
+from include.sources.postgres.tools import find_tools
 from include.sources.postgres.waldump import WalBroken
 from tests import manifests
 from tests.damage import flip
@@ -481,6 +486,82 @@ def test_another_cluster_behind_the_same_connection_is_refused(chain: Chain) -> 
     chain.base(system_identifier="7123456789012345678")
     with pytest.raises(ClusterChanged, match=r"7123456789012345678.*snapshot_backup"):
         chain.increment()
+
+
+class OneTry(threading.Event):
+    """An end that comes when somebody would wait for a second try; and soon, where nobody does."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+    def __enter__(self) -> Self:
+        self._clock = threading.Timer(20, self.set)
+        self._clock.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._clock.cancel()
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_a_cluster_that_was_re_initialised_is_refused_until_it_has_a_base(
+    chain: Chain, sandbox_directory: Path
+) -> None:
+    """A second `initdb` in the same place, and the same databases and logins in it, as a dump brings them."""
+    source = chain.installation.postgres
+    dump = subprocess.run(
+        [find_tools(source.major).pg_dumpall], env=source.superuser.environment(), capture_output=True, check=True
+    ).stdout
+
+    def fill(server: PostgresServer) -> None:
+        restore = [find_tools(server.major).psql, "--no-psqlrc", "--quiet", "--output=/dev/null"]
+        subprocess.run(restore, env=server.superuser.environment(), input=dump, capture_output=True, check=True)
+
+    server = PostgresServer(sandbox_directory / "increment" / "reborn", major=18, durable=False)
+    server._password = source.superuser.password
+    with server:
+        fill(server)
+        before = chain.on(server)
+        base = before.base()
+        first = before.increment()
+        before.whole(base, first)
+        server.reinitialise()
+        fill(server)
+        after, there = chain.on(server), list(chain.catalog.bucket.versions(""))
+        [(identifier,)] = after.sql("SELECT system_identifier::text FROM pg_control_system()")
+        assert identifier != base.database.system_identifier
+        refusal = rf"cluster {identifier}, and {first.id}.* cluster {base.database.system_identifier}.*snapshot_backup"
+
+        starting = POLICY.backups.incremental.model_copy(update={"starts_base": True})
+        policy = POLICY.model_copy(update={"backups": POLICY.backups.model_copy(update={"incremental": starting})})
+        with pytest.raises(ClusterChanged, match=refusal):  # no base is made of it either: a person has to mean it
+            after.increment(policy=policy)
+        spool = chain.scratch / "stream"
+        with OneTry() as over:
+            done = ship_continuously(after.application, chain.catalog, POLICY, spool=spool, until=over)
+        assert isinstance(done.failure, ClusterChanged)
+        assert re.search(refusal, str(done.failure))
+        assert (done.shipped, spool.exists()) == (0, False)
+        assert list(chain.catalog.bucket.versions("")) == there
+        assert after.slots() == set()  # nothing keeps the log of a server that nobody backs up
+
+        made = after.base()
+        assert made.database.system_identifier == identifier
+        second = after.increment()
+        after.whole(made, second)
+        over = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            streaming = pool.submit(
+                ship_continuously, after.application, chain.catalog, POLICY, spool=spool, until=over
+            )
+            try:
+                while not any(str(name).startswith(copy_name("stream", "")) for name in after.slots()):
+                    assert not streaming.done()
+            finally:
+                over.set()
+        assert streaming.result().failure is None
+        assert set(there) <= set(chain.catalog.bucket.versions(""))
 
 
 @pytest.mark.requirement("R1.2", "R5.1")

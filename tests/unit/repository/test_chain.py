@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from include.repository.chain import Chain, ClusterChanged, NoBase, OldPrimary
+from include.repository.chain import Chain, ClusterChanged, NoBase, OldPrimary, require_same_cluster
 from include.repository.ledger import Gap
 from include.repository.lsn import Lsn
 from include.repository.manifest import Manifest
@@ -72,8 +72,8 @@ def test_another_cluster_is_refused_until_it_has_a_base() -> None:
     others = window("snapshot", 1, (1, 3))
     others = others.model_copy(update={"database": others.database.model_copy(update={"system_identifier": "2"})})
     with pytest.raises(ClusterChanged, match="cluster 2"):
-        chain(others).require_same_cluster(connection="db")
-    chain(others, window("snapshot", 2, (1, 3))).require_same_cluster(connection="db")
+        require_same_cluster([others], "1", connection="db")
+    require_same_cluster([others, window("snapshot", 2, (1, 3))], "1", connection="db")
     assert chain(others).durable_end() is None
 
 
