@@ -14,22 +14,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 
+from include.backup import increment
 from include.backup.adoption import Adopted
 from include.backup.increment import NeverKept, make_increment
 from include.backup.stream import ship_continuously
 from include.backup.verify import check_integrity, check_sizes
 from include.backup.wal_collection import collect_wal, read_log
 from include.backup.window_proof import check_log
+from include.errors import BackupError
 from include.pipeline.keys import Keyring
+from include.pipeline.leash import LeashedProcess
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket
@@ -48,6 +51,7 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.standby import Standby
 from include.sources.objects import Deletion, IndexEntry
+from include.sources.postgres import receive
 from include.sources.postgres.slots import ANCHOR, copy_name, secure_anchor
 from include.sources.postgres.tools import find_tools
 from include.sources.postgres.waldump import WalBroken
@@ -391,6 +395,78 @@ def test_a_restart_and_a_crash_of_the_server_make_no_hole(chain: Chain) -> None:
     server.crash()
     server.start()
     chain.whole(base, first, chain.increment())
+
+
+def _behind(what: Callable[..., Any], then: Callable[[], None]) -> Callable[..., Any]:
+    """The same function, which does something more at its end."""
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        result = what(*arguments, **named)
+        then()
+        return result
+
+    return wrapped
+
+
+@contextmanager
+def _and_then(entered: AbstractContextManager[Any], then: Callable[[Any], None]) -> Iterator[Any]:
+    with entered as value:
+        then(value)
+        yield value
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+@pytest.mark.parametrize(
+    "moment", ["the log is asked for", "the log is received", "the point is there", "it is committed"]
+)
+def test_a_server_that_crashes_in_the_middle_of_an_increment_makes_no_hole(
+    chain: Chain, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there again at once: the increment fails, or not; nothing is lost, and nothing is left on the server."""
+    base, server, crashes = chain.base(), chain.server, []
+
+    def crash() -> None:
+        if crashes:
+            return
+        crashes.append(moment)
+        server.stop_at_once()
+        server.start()
+        chain.sql("SELECT pg_logical_emit_message(true, 'test', 'behind the crash')")
+
+    def crash_while_it_streams(child: LeashedProcess) -> None:
+        with server.superuser.connect(application_name="test", autocommit=True) as session:
+            while not (child.ended or session.execute("SELECT pid FROM pg_stat_replication").fetchone()):
+                pass
+        crash()
+
+    with monkeypatch.context() as patch:
+        if moment == "the log is asked for":
+            patch.setattr(increment, "read_log", _behind(increment.read_log, crash))
+        elif moment == "the log is received":
+            started = receive.leashed
+            patch.setattr(receive, "leashed", lambda *a, **n: _and_then(started(*a, **n), crash_while_it_streams))
+        elif moment == "the point is there":
+            point = increment.consistency_point
+            patch.setattr(increment, "consistency_point", lambda *a: _and_then(point(*a), lambda _: crash()))
+        else:
+            patch.setattr(increment, "commit", _behind(increment.commit, crash))
+        chain.write(8)
+        backup = BackupId("incremental", datetime.now(UTC), manual=True)
+        windows = [base]
+        try:
+            windows.append(chain.increment(backup))
+        except BackupError as failed:
+            print(f"{moment}: {failed}")
+        assert crashes == [moment]
+    chain.write(2)
+    assert (len(windows) == 2) == (moment == "it is committed")
+    again = chain.increment(backup)
+    windows += [again] if again not in windows else []
+    windows.append(chain.increment())
+    chain.whole(*windows)
+    for window in windows[1:]:
+        check_integrity(chain.catalog, window.backup, POLICY, scratch=chain.scratch)
+    assert chain.gaps() == ()
 
 
 @pytest.mark.requirement("R1.2")

@@ -234,7 +234,8 @@ def chain_lock(
 
     Waits for at most `wait`, with zero not at all; then raises `ChainBusy`, which names the holder. Advisory locks are
     a database's: everybody who is to be kept out uses a login into the same one. The lock ends with its session, which
-    both sides notice within a minute when the other vanishes; `ChainLock.require` tells.
+    both sides notice within a minute when the other vanishes; `ChainLock.require` tells, and so does whatever session
+    of the block fails with the server: raises `ChainLockLost`.
     """
     # A server may end sessions that idle; this one's whole work is to idle.
     lasting = replace(
@@ -245,7 +246,12 @@ def chain_lock(
     with closing(lasting.connect(application_name=application_name, autocommit=True)) as session:
         if not _locked(session, _LOCKS[purpose], wait):
             raise _busy(session, purpose)
-        yield ChainLock(purpose, session)
+        lock = ChainLock(purpose, session)
+        try:
+            yield lock
+        except psycopg.OperationalError:
+            lock.require()  # whichever session met it first: a server that went away is told as what it means
+            raise
 
 
 def _locked(session: psycopg.Connection[TupleRow], lock: int, wait: timedelta) -> bool:
