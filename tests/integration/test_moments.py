@@ -37,8 +37,8 @@ from include.recovery.selection import NothingMatches
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId, wal_key
 from include.repository.lsn import Lsn, segment_name
-from include.repository.manifest import Manifest
-from include.repository.wal import WalArchive
+from include.repository.manifest import Manifest, WalFile
+from include.repository.wal import WalArchive, WalSession
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
@@ -98,6 +98,8 @@ class Story:
     scratch: Path
     made: list[Manifest] = field(default_factory=list)
     rows: dict[int, datetime] = field(default_factory=dict)
+    broken_off: datetime | None = None
+    """When the server had crashed in the middle of an increment."""
 
     @property
     def catalog(self) -> Catalog:
@@ -120,6 +122,23 @@ class Story:
                 scratch=self.scratch,
             )
         )
+
+    def break_off(self) -> None:
+        """Begin an increment, in the middle of which the server crashes and comes again."""
+        server, ship, crashes = self.installation.postgres, WalSession.ship, []
+
+        def crash(session: WalSession, file: Path, name: str) -> WalFile:
+            shipped = ship(session, file, name)
+            if not crashes:
+                crashes.append(name)
+                server.stop_at_once()
+                self.broken_off = datetime.now(UTC)
+                server.start()
+            return shipped
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(BackupError, match="ended"):
+            patch.setattr(WalSession, "ship", crash)
+            self.back_up("incremental")
 
     def change(self, number: int) -> None:
         """Objects made, replaced and deleted, one that the database names from then on, and a commit."""
@@ -145,19 +164,22 @@ class Story:
         return [number for number, when in self.rows.items() if when <= moment]
 
 
-@pytest.fixture(scope="module")
-def story(sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server) -> Iterator[Story]:
-    """A snapshot and three increments, with two crashes of the server between, and one writer all through."""
-    directory = sandbox_directory / "moments"
+@pytest.fixture(scope="module", params=[18, pytest.param(15, marks=pytest.mark.soak)])
+def story(
+    request: pytest.FixtureRequest, sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server
+) -> Iterator[Story]:
+    """A snapshot and three increments, two crashes of the server between and one within, one writer all through."""
+    major: int = request.param
+    directory = sandbox_directory / f"moments-{major}"
     directory.mkdir()
     directory.chmod(0o711)
     scratch = directory / "scratch"
     scratch.mkdir()
     scratch.chmod(0o711)
     settings = {"track_commit_timestamp": "on"}
-    with PostgresServer(directory / "server", major=18, durable=False, settings=settings) as server:
+    with PostgresServer(directory / "server", major=major, durable=False, settings=settings) as server:
         installation = Installation.make(
-            directory, postgres=server, primary=s3_primary, replica=s3_replica, suffix="-moments", scale=SCALE
+            directory, postgres=server, primary=s3_primary, replica=s3_replica, suffix=f"-moments-{major}", scale=SCALE
         )
         name = installation.synapse.database.dbname
         with installation.synapse.database.connect(application_name="test", autocommit=True) as session:
@@ -178,6 +200,8 @@ def story(sandbox_directory: Path, s3_primary: S3Server, s3_replica: S3Server) -
             writer.go_on(30)
             told.change(3)
             installation.settle()
+            writer.go_on(30)
+            told.break_off()
             writer.go_on(30)
             told.back_up("incremental")
         with installation.synapse.database.connect(application_name="test") as session:
@@ -239,6 +263,17 @@ def test_a_moment_between_two_backups_has_what_was_committed_by_then(
     assert (restored.facts["in_recovery"], restored.facts["accepts_writes"]) == (False, True)
     assert (tmp_path / "checkout" / "moment.txt").read_text() == "of 1\n"
     assert list(story.scratch.iterdir()) == []
+
+
+@pytest.mark.requirement("R1.2", "R5.1")
+def test_a_crash_in_the_middle_of_an_increment_costs_no_row(story: Story) -> None:
+    assert story.broken_off is not None
+    before, after = (
+        near(when for when in story.rows.values() if (when < story.broken_off) == earlier)
+        for near, earlier in ((max, True), (min, False))
+    )
+    for moment in (before, after):
+        assert recovered_rows(story, story.plan(moment)) == story.committed_by(moment)
 
 
 @pytest.mark.requirement("R1.3", "R5.2")
@@ -377,13 +412,13 @@ def test_the_command_line_plans_tells_and_recovers(story: Story, database: str, 
     planned = cli(story, "restore", "--to", moment.isoformat(), "--plan")
     assert planned.returncode == 0, planned.stderr
     assert f"base           {story.made[0].id}" in planned.stdout
-    kept = sandbox_directory / "kept"
+    kept = sandbox_directory / f"kept-{story.installation.postgres.major}"
     done = cli(story, "restore", "--to", moment.isoformat(), "--database", database, f"--data-directory={kept}")
     assert done.returncode == 0, done.stderr
     assert f"target         {moment.isoformat()}" in done.stderr
     assert f"database {database}:" in done.stdout
     assert rows_of(story, database) == story.committed_by(moment)
-    assert (kept / "data" / "PG_VERSION").read_text() == "18\n"
+    assert (kept / "data" / "PG_VERSION").read_text() == f"{story.installation.postgres.major}\n"
 
 
 def on(installation: Installation, server: PostgresServer) -> Installation:
@@ -400,7 +435,7 @@ def test_a_failover_is_followed(story: Story, sandbox_directory: Path) -> None:
     """The last test of the story: its server goes, and the log goes on elsewhere, on another timeline."""
     primary, name = story.installation.postgres, story.installation.synapse.database.dbname
     database = f"moment_{secrets.token_hex(4)}"
-    with Standby(sandbox_directory / "moments" / "standby", primary) as standby:
+    with Standby(primary.directory / "standby", primary) as standby:
         after = Story(story.installation, story.scratch, list(story.made))
         after.back_up("incremental")  # what was written before there was a standby, that has not
         with primary.superuser.connect(application_name="test", autocommit=True) as session:
