@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import tarfile
 import threading
 import time
@@ -27,6 +26,7 @@ from psycopg import errors
 from include.backup.application import Application
 from include.backup.attempt import Attempt
 from include.errors import BackupError
+from include.pipeline.disk import free_bytes
 from include.pipeline.leash import leashed
 from include.pipeline.process import SourceFailed, SourceStalled, run_source
 from include.repository.contents import BASE, BASE_FILES, STRUCTURE, tablespace_tar
@@ -222,7 +222,7 @@ def _require_room(session: Session, scratch: Path) -> None:
             mend="Run include/sources/postgres/grants.sql: the barrier's login needs pg_monitor.",
         ) from None
     needed = int(row[0]) if row else 0
-    if (free := shutil.disk_usage(scratch).free) < needed:
+    if (free := free_bytes(scratch)) < needed:
         raise BackupError(
             f"The cluster has tablespaces, so its base backup goes through the disk of {scratch}, which has "
             f"{free / 1e9:.1f} GB free; the cluster takes {needed / 1e9:.1f} GB.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from include.errors import BackupError
+from include.pipeline.disk import free_bytes
 from include.pipeline.store import Bucket, ObjectMissing
 from include.policy import Component, Policy
 from include.recovery.configuration import ConfigurationRefused, restore_configuration
@@ -159,7 +159,7 @@ def _restore_repository(backup: OpenedBackup, directory: Path) -> Facts:
         return {"commit": restore_configuration(backup, directory / "checkout")}
     except ConfigurationRefused as refused:
         # git says the same of a broken bundle and of a full disk, and only one of them is the backup's fault.
-        if shutil.disk_usage(directory).free < backup.manifest.artifact(REPOSITORY_BUNDLE).raw_bytes + _SPARE_BYTES:
+        if free_bytes(directory) < backup.manifest.artifact(REPOSITORY_BUNDLE).raw_bytes + _SPARE_BYTES:
             raise BackupError(refused.what, mend=f"Free some of the disk of {directory}, and try again.") from refused
         raise
 

@@ -19,6 +19,7 @@ from include.pipeline.progress import Progress
 from include.policy import Pipeline
 from include.recovery.cluster.base import unpack_base
 from include.recovery.cluster.recover import DATA, RecoveredCluster, RecoveryHindered, replayed
+from include.recovery.cluster.room import require_room
 from include.recovery.cluster.target import StopAt
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
@@ -61,6 +62,7 @@ def start_snapshot(
     point = manifest.consistency_point
     with _passable(scratch) as directory:
         data = directory / DATA
+        require_room(directory, manifest, manifest.wal.end_lsn)
         unpack_base(opened, data, policy=policy, account=account)
         _verify(tools, manifest, data)
         try:

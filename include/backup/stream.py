@@ -22,6 +22,7 @@ import psycopg
 
 from include.backup.application import Application
 from include.errors import BackupError
+from include.pipeline.disk import free_bytes
 from include.policy import Policy
 from include.repository.catalog import Catalog
 from include.repository.chain import require_same_cluster
@@ -191,7 +192,7 @@ class _Stream:
         log.info("%s is in the bucket: %.1f MB.", shipped.name, shipped.stored_bytes / 1e6)
 
     def _must_have_room(self) -> None:
-        free, needed = shutil.disk_usage(self.spool).free, int(self.policy.preparation.minimum_free_bytes)
+        free, needed = free_bytes(self.spool), int(self.policy.preparation.minimum_free_bytes)
         if free < needed:
             raise SpoolFull(
                 f"{self.spool} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are kept free: the bucket "

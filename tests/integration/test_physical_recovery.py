@@ -26,10 +26,12 @@ from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.pipeline.store import Bucket
+from include.recovery.cluster import room
 from include.recovery.cluster.base import BaseRefused, unpack_base
 from include.recovery.cluster.control import Control
 from include.recovery.cluster.private_server import PrivateServer
 from include.recovery.cluster.recover import RecoveredCluster, RecoveryStopped, replayed
+from include.recovery.cluster.room import NoRoom, require_room
 from include.recovery.cluster.soundness import ClusterUnsound, check_contents, check_files, check_relations
 from include.recovery.cluster.target import StopAt
 from include.recovery.cluster.wal_spool import LogIncomplete, WalSpool
@@ -38,7 +40,7 @@ from include.repository.catalog import Catalog
 from include.repository.contents import BASE, BASE_FILES
 from include.repository.envelopes import create_data_key
 from include.repository.layout import new_attempt
-from include.repository.lsn import Lsn, segment_name
+from include.repository.lsn import Lsn, segment_name, segment_start
 from include.repository.manifest import WalFile
 from include.repository.timelines import TimelineHistory
 from include.repository.wal import WalRefused
@@ -370,14 +372,63 @@ def small_disk(directory: Path, size: int) -> Iterator[Path]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.requirement("R5.1")
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
+    story: Story, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain, size = story.chain, 12 << 20
+    log = len(chain.wal) * SEGMENT
+    needed = chain.manifest.artifact(BASE).raw_bytes + log
+    told = rf"{chain.manifest.id} takes {needed / 1e6:,.0f} MB .* {place}, which has 13 MB free\. Make room there"
+    with small_disk(place, size) as disk, monkeypatch.context() as patch:
+        if not disk.is_mount():
+            patch.setattr(room, "free_bytes", lambda _: size)
+        patch.setattr(Bucket, "read", pytest.fail)
+        patch.setattr(Bucket, "read_oldest", pytest.fail)
+        patch.setattr(Bucket, "read_range", pytest.fail)
+        for directory in (disk, disk / "not" / "there yet"):
+            with (
+                pytest.raises(NoRoom, match=told.replace(str(place), str(directory))),
+                chain.recovered(story.stop("third"), directory),
+            ):
+                pass
+        assert list(disk.iterdir()) == []
+    end = Lsn(segment_start(chain.manifest.base.start_lsn, SEGMENT) + log)
+    for free, far in ((needed, end), (needed - log + (5 << 30), Lsn(end + (1 << 40)))):  # log is removed as it goes
+        monkeypatch.setattr(room, "free_bytes", lambda _, free=free: free)
+        require_room(place, chain.manifest, far)
+    monkeypatch.setattr(room, "free_bytes", lambda _: needed - 1)
+    with pytest.raises(NoRoom):
+        require_room(place, chain.manifest, end)
+
+
+@pytest.mark.requirement("R5.1")
 @pytest.mark.parametrize("size", [12 << 20, 60 << 20], ids=["of the base", "of the log"])
-def test_a_full_disk_says_so(story: Story, place: Path, size: int) -> None:
-    with (
-        small_disk(place, size) as disk,
-        pytest.raises(BackupError, match="Make room there"),
-        story.chain.recovered(story.stop("third"), disk),
-    ):
-        pass
+def test_a_disk_that_fills_up_says_so_and_keeps_nothing(
+    story: Story, place: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was room when it was looked at; somebody else has taken it since."""
+    remove, there = shutil.rmtree, []
+
+    def removed(path: Path, **how: Any) -> None:
+        there.append((place / "data").exists())
+        remove(path, **how)
+
+    monkeypatch.setattr(room, "free_bytes", lambda _: 1 << 40)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    with small_disk(place, size) as disk:
+        with (
+            pytest.raises(BackupError, match="Make room there") as stopped,
+            story.chain.recovered(story.stop("third"), disk, keep=True),
+        ):
+            pass
+        assert list(disk.iterdir()) == []
+    assert not isinstance(stopped.value, NoRoom)
+    if "unpacked" in stopped.value.what:
+        assert there
+        assert not any(there)  # what was half-made had not its name yet
+    else:
+        assert size == 60 << 20
 
 
 def test_keeps_a_cluster_that_goes_on_on_a_timeline_of_its_own(story: Story, place: Path) -> None:

@@ -28,6 +28,8 @@ from include.pipeline.process import SourceFailed, run_source
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
 from include.policy import load_policy
+from include.recovery.cluster import room
+from include.recovery.cluster.room import NoRoom
 from include.recovery.database import RestoreDiffers
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
@@ -230,6 +232,12 @@ def test_it_starts_and_every_table_is_what_it_was(taken: Taken, monkeypatch: pyt
         with pytest.raises(RestoreDiffers, match=r"public\.users"):
             prove_start(catalog, manifest, POLICY, scratch=taken.scratch)
     assert [record.subject for record in catalog.verification(manifest).failed] == ["cluster"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "free_bytes", lambda _: 10**6)
+        with pytest.raises(NoRoom, match="1 MB free"):
+            prove_start(catalog, manifest, POLICY, scratch=taken.scratch)
+    assert len(catalog.history(manifest, "sample")) == 2  # a small disk is no verdict
 
     assert prove_start(catalog, manifest, POLICY, scratch=taken.scratch)["record"]
     assert catalog.verification(manifest).failed == ()
@@ -445,7 +453,7 @@ def test_a_cluster_with_a_tablespace_goes_through_the_disk(
 ) -> None:
     backup = BackupId("snapshot", SLOT.end + 3 * WEEK)
     with monkeypatch.context() as patch:
-        patch.setattr(base.shutil, "disk_usage", lambda _: type("", (), {"free": 10**6}))
+        patch.setattr(base, "free_bytes", lambda _: 10**6)
         with pytest.raises(BackupError, match=r"has 0.0 GB free; the cluster takes"):
             taken.take(backup)
     manifest = taken.take(backup)

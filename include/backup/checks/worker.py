@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from include.backup.checks.check import Facts, NotReady, Remark, demand, remark
+from include.pipeline.disk import existing, free_bytes
 from include.pipeline.keys import Keyring, new_data_key
 from include.pipeline.sealing import Sealer, open_stream
 from include.policy import Policy
@@ -28,8 +29,7 @@ def disk(scratch: Path, policy: Policy) -> Facts:
 
     A directory that is not there yet is not made: what it would be in is looked at.
     """
-    place = next(path for path in (scratch.absolute(), *scratch.absolute().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    place, free = existing(scratch), free_bytes(scratch)
     needed = policy.preparation.minimum_free_bytes
     if free < needed:
         raise NotReady(

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from include.errors import BackupError
 from include.pipeline.account import Account
 from include.policy import Pipeline
+from include.recovery.cluster.room import ROOM
 from include.recovery.opened import OpenedBackup
 from include.repository.contents import BASE, BASE_FILES, tablespace_tar
 from include.sources.postgres.basebackup import FileEntry
@@ -33,7 +34,6 @@ _LINKS = "pg_tblspc"
 _MAP = "tablespace_map"
 _ZEROS = bytes(1 << 20)
 _DIRECTORY_MODE, _FILE_MODE = 0o750, 0o640
-_ROOM = "Make room there, or recover to another directory: it needs the cluster's size and some of its log."
 _OTHER = "Do not recover from it: use the replica's copy or another backup."
 
 
@@ -288,5 +288,5 @@ def _telling_of_a_full_disk(place: Path) -> Iterator[None]:
     except OSError as error:
         raise BackupError(
             f"The base could not be unpacked in {place}: {error.strerror} ({Path(error.filename or place).name}).",
-            mend=_ROOM,
+            mend=ROOM,
         ) from error

@@ -25,6 +25,7 @@ from include.policy import Pipeline
 from include.recovery.cluster.base import unpack_base
 from include.recovery.cluster.control import Control
 from include.recovery.cluster.private_server import PrivateServer
+from include.recovery.cluster.room import require_room
 from include.recovery.cluster.soundness import check_files
 from include.recovery.cluster.target import StopAt
 from include.recovery.cluster.wal_spool import WalSpool, prove_row
@@ -129,12 +130,12 @@ def recover(
     `directory` is made if need be, and must hold neither data nor tablespaces. With `keep` the stopped, synced data
     directory (and `directory/tablespaces`) stays, with the configuration that the base had, for somebody to start;
     without it, and after any error, nothing does. With `verify` PostgreSQL compares every file of the base with its own
-    manifest first. Raises `RecoveryStopped`, naming the place and the segment;
+    manifest first. Raises `NoRoom` before anything is fetched; `RecoveryStopped`, naming the place and the segment;
     `StreamRefused`, `WalRefused` or `BaseRefused` naming the object; `LogIncomplete`; `BackupError`.
     """
     manifest, account = base.manifest, server_account()
     tools = tools_of(manifest.database.server_version // 10_000)
-    _must_fit(manifest, archive, wal, history)
+    require_room(directory, manifest, _must_fit(manifest, archive, wal, history))
     began = time.monotonic()
     data = directory / DATA
     if not directory.exists():

@@ -1,0 +1,16 @@
+"""Room on a disk, looked at before something is written there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+
+def free_bytes(directory: Path) -> int:
+    """What this user may still write there; of a directory that is not there yet, where it would be made."""
+    return shutil.disk_usage(existing(directory)).free
+
+
+def existing(directory: Path) -> Path:
+    """The directory, or the nearest one above it that is there."""
+    return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
