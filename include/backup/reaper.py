@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from include.backup.scratch import remove_directory, temporary_directories
+from include.backup.scratch import recovery_directories, remove_directory, temporary_directories
 from include.errors import BackupError
 from include.policy import Policy
 from include.recovery.scratch import drop_scratch, scratch_databases
@@ -76,7 +76,7 @@ class Reaper:
 
     `source` are logins of the server that is backed up, each of which ends its own sessions (the barrier's, the dump's,
     or a superuser's for both); `restores` is a login of the server where scratch databases are; `root` holds this
-    worker's temporary directories, None where there are none.
+    worker's temporary directories, and `temporary` those of recoveries, each None where there are none.
     """
 
     def __init__(
@@ -87,9 +87,11 @@ class Reaper:
         source: Sequence[DatabaseLogin],
         restores: DatabaseLogin,
         root: Path | None,
+        temporary: Path | None = None,
     ) -> None:
         self._catalog, self._policy = catalog, policy
         self._source, self._restores, self._root = tuple(source), restores, root
+        self._temporary = temporary
         self._attempts = Attempts(catalog, self._living)
 
     def find(self) -> Leftovers:
@@ -203,6 +205,8 @@ class Reaper:
         return found
 
     def _found_directories(self, before: datetime) -> list[Finding]:
+        of_runs = temporary_directories(self._root) if self._root else []
+        of_recoveries = recovery_directories(self._temporary) if self._temporary else []
         return [
             Finding(
                 "temporary directory",
@@ -210,10 +214,10 @@ class Reaper:
                 str(directory.path.parent),
                 directory.changed,
                 directory.bytes,
-                "no step holds it, and nothing in it changes",
+                "nobody holds it, and nothing in it changes",
                 partial(remove_directory, directory),
             )
-            for directory in (temporary_directories(self._root) if self._root else ())
+            for directory in (*of_runs, *of_recoveries)
             if directory.changed < before
         ]
 

@@ -1,4 +1,4 @@
-"""Whose temporary directory is whose: a step holds its run's by a lock that dies with the process.
+"""Whose temporary directory is whose: a step holds its run's by a lock that dies with the process, a recovery its own.
 
 Between the steps of a run nobody holds it, so the lock alone proves nothing: a directory is dead when no step holds it
 and nothing in it has changed for the policy's time. Locks and times are those of one worker: each reaps its own.
@@ -10,13 +10,15 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from include.errors import BackupError
+from include.pipeline.account import server_account
+from include.pipeline.disk import RECOVERY
 from include.repository.layout import named_by
 
 SCRATCH_VARIABLE = "BACKUP_SCRATCH"
@@ -28,7 +30,7 @@ class DirectoryInUse(BackupError):
 
 @dataclass(frozen=True)
 class TemporaryDirectory:
-    """One run's: where it is, its bytes, and when anything in it changed last (this machine's clock, aware UTC)."""
+    """One that a run or a recovery made: its bytes, and when anything in it changed last (our clock, aware UTC)."""
 
     path: Path
     bytes: int
@@ -51,27 +53,35 @@ def hold(directory: Path) -> int:
 
 def temporary_directories(root: Path) -> list[TemporaryDirectory]:
     """Every directory below `root` that is called after a backup, is this user's, and is held by no step."""
-    if not root.is_dir():
-        return []
-    ours = (
-        path
-        for path in sorted(root.iterdir())
-        if named_by(path.name) is not None and path.is_dir() and not path.is_symlink()
-        if path.stat().st_uid == os.getuid()
-    )
-    found = []
-    for path in ours:
-        with suppress(DirectoryInUse), _alone(path):
-            found.append(_measured(path))
-    return found
+    return _unheld(root, lambda name: named_by(name) is not None, owners={os.getuid()})
+
+
+def recovery_directories(temporary: Path) -> list[TemporaryDirectory]:
+    """Every directory among temporary files that is called as a recovery calls its own, and is held by none.
+
+    It is this user's, or belongs to the account that root's recovered servers run as.
+    """
+    account = server_account()
+    owners = {os.getuid(), *([account.uid] if account else [])}
+    return _unheld(temporary, lambda name: name.startswith(RECOVERY), owners=owners)
 
 
 def remove_directory(directory: TemporaryDirectory) -> None:
-    """Remove it with all that is in it; raises `DirectoryInUse` when a step holds it, or has changed it since."""
-    with _alone(directory.path):
+    """Remove it with all that is in it; raises `DirectoryInUse` when somebody holds it, or has changed it since."""
+    with suppress(FileNotFoundError), _alone(directory.path):  # another reaper may have been here
         if _measured(directory.path) != directory:
             raise DirectoryInUse(f"{directory.path} has changed.", mend="Leave it to the run that it belongs to.")
         shutil.rmtree(directory.path)
+
+
+def _unheld(root: Path, called: Callable[[str], bool], *, owners: Collection[int]) -> list[TemporaryDirectory]:
+    found: list[TemporaryDirectory] = []
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        with suppress(DirectoryInUse, FileNotFoundError):  # what is held, and what has just been removed
+            if called(path.name) and stat.S_ISDIR(path.lstat().st_mode) and path.lstat().st_uid in owners:
+                with _alone(path):
+                    found.append(_measured(path))
+    return found
 
 
 def _measured(path: Path) -> TemporaryDirectory:

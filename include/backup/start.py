@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from include.backup.scratch import hold
 from include.errors import BackupError
 from include.pipeline.account import closed_parent, server_account
+from include.pipeline.disk import RECOVERY
 from include.pipeline.process import child_environment
 from include.pipeline.progress import Progress
 from include.policy import Pipeline
@@ -103,10 +106,15 @@ def _passable(scratch: Path) -> Iterator[Path]:
     """A directory of its own, in `scratch` unless root's server, which runs as somebody else, could not go there."""
     lend = server_account() is not None
     place = None if lend and closed_parent(scratch) else scratch
-    with tempfile.TemporaryDirectory(prefix="start-", dir=place) as directory:
-        if lend:
-            Path(directory).chmod(0o711)
-        yield Path(directory)
+    prefix = "start-" if place else f"{RECOVERY}start-"
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as directory:
+        held = hold(Path(directory))
+        try:
+            if lend:
+                Path(directory).chmod(0o711)
+            yield Path(directory)
+        finally:
+            os.close(held)
 
 
 def _history(archive: WalArchive, window: WalWindow) -> TimelineHistory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +26,7 @@ def reap(
     """Show what dead runs left behind, and remove it when told to.
 
     The server that PGHOST, PGPORT, PGUSER and PGPASSWORD name is asked which tries live: it must be the one that is
-    backed up. Temporary directories are those below BACKUP_SCRATCH.
+    backed up. Temporary directories are those below BACKUP_SCRATCH, and of recoveries those below TMPDIR.
     """
     root = os.environ.get(SCRATCH_VARIABLE)
     login = server()
@@ -35,6 +36,7 @@ def reap(
         source=[login],
         restores=login,
         root=Path(root) if root else None,
+        temporary=Path(tempfile.gettempdir()),
     )
     leftovers = reaper.find()
     stays = remove(leftovers.findings) if really else []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from include.operators.step import Facts, Step
@@ -29,6 +31,7 @@ class Reap(Step):
             source=[here.application.barrier, here.application.dump],
             restores=database_login(here.policy.sources.database.scratch_connection),
             root=here.root,
+            temporary=Path(tempfile.gettempdir()),
         ).find()
         for words in leftovers.left_alone:
             self.log.warning("Left alone: %s", words)

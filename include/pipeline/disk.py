@@ -1,9 +1,13 @@
-"""Room on a disk, looked at before something is written there."""
+"""Disks: their room, looked at before something is written, and what a recovery has among their temporary files."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+
+RECOVERY = "synapse-recovery-"
+"""What a recovery's directories among the machine's temporary files are called; each is held by a shared lock (`flock`)
+for as long as the recovery lives."""
 
 
 def free_bytes(directory: Path) -> int:

@@ -10,6 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
+from include.backup.scratch import TemporaryDirectory, recovery_directories, remove_directory
 from include.errors import BackupError
 from include.pipeline.account import server_account
 from include.pipeline.keys import Keyring
@@ -565,6 +567,11 @@ with chain.recovered(StopAt(name="first"), Path(told["place"])) as cluster:
 """
 
 
+def left_behind() -> dict[Path, TemporaryDirectory]:
+    """What the reaper would take for a recovery's, once it is old enough."""
+    return {each.path: each for each in recovery_directories(Path(tempfile.gettempdir()))}
+
+
 def test_a_killed_recovery_leaves_no_server(
     story: Story, place: Path, s3_primary: S3Server, keyring_path: Path
 ) -> None:
@@ -596,11 +603,13 @@ def test_a_killed_recovery_leaves_no_server(
         server = psutil.Process(int(pid))
         family = [server, *server.children(recursive=True)]
         assert len(family) > 3
+        assert Path(socket) not in left_behind()
     finally:
         child.kill()
         child.wait()
     wait_for(lambda: all(not each.is_running() or each.status() == psutil.STATUS_ZOMBIE for each in family))
-    shutil.rmtree(socket)
+    remove_directory(left_behind()[Path(socket)])
+    assert not Path(socket).exists()
 
 
 def test_the_spool_gives_what_is_waited_for_first(story: Story, place: Path) -> None:

@@ -21,6 +21,7 @@ from include.backup.reaper import Finding, Leftovers, Reaper, WrongServer, remov
 from include.backup.scratch import hold
 from include.backup.verify import check_integrity
 from include.errors import BackupError
+from include.pipeline.account import server_account
 from include.pipeline.progress import Progress
 from include.pipeline.store import StoreError
 from include.policy import load_policy
@@ -58,6 +59,7 @@ def reaper(installation: Installation, catalog: Catalog, manifest: Manifest, scr
         source=[installation.barrier, installation.dump],
         restores=installation.scratch,
         root=scratch,
+        temporary=scratch,
     )
 
 
@@ -374,6 +376,32 @@ def test_a_directory_is_held_by_a_step_and_dies_with_it(catalog: Catalog, reaper
     assert {path.name for path in scratch.iterdir()} == {"notes", "full-20261123"}
 
 
+def test_what_a_killed_recovery_left_among_the_temporary_files_goes_after_its_time(
+    catalog: Catalog, reaper: Reaper, scratch: Path
+) -> None:
+    """Of the account that root's recovered servers run as, too; one that a recovery holds, however old it is, stays."""
+    socket, whole, living, elsewhere = (scratch / f"synapse-recovery-{name}" for name in ("a", "b", "c", "d"))
+    for directory in (socket, whole, living, scratch / "recovery-e", scratch / "not-synapse-recovery-f"):
+        directory.mkdir(mode=0o700)
+    (whole / "data").mkdir()
+    (whole / "data" / "PG_VERSION").write_text("18\n")
+    elsewhere.symlink_to(scratch / "recovery-e")
+    if account := server_account():
+        os.chown(socket, *account)
+    descriptor = os.open(living, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    stays = {path.name for path in scratch.iterdir()} - {socket.name, whole.name}
+    assert of("temporary directory", reaper.find()) == []
+    with later(catalog):
+        found = of("temporary directory", reaper.find())
+        assert [(each.name, each.bytes) for each in found] == [(socket.name, 0), (whole.name, 3)]
+        assert remove(found) == []
+        assert remove(found) == []  # another reaper was faster
+        assert of("temporary directory", reaper.find()) == []
+    os.close(descriptor)
+    assert {path.name for path in scratch.iterdir()} == stays
+
+
 def test_a_directory_that_the_reaper_takes_while_a_step_comes_is_made_again(
     scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -407,6 +435,7 @@ def test_the_command_line_shows_and_removes_only_when_told(
                 "COLUMNS": "300",
                 **installation.break_glass(),
                 "BACKUP_SCRATCH": str(scratch),
+                "TMPDIR": str(temporary),
             },
             cwd=ROOT,
             capture_output=True,
@@ -414,19 +443,24 @@ def test_the_command_line_shows_and_removes_only_when_told(
             check=False,
         )
 
-    directory = scratch / str(UNDECIDED)
+    temporary, directory = scratch / "temporary", scratch / str(UNDECIDED)
+    socket = temporary / "synapse-recovery-a"
+    socket.mkdir(parents=True)
     directory.mkdir()
-    os.utime(directory, times=(0, 0))
+    for each in (directory, socket):
+        os.utime(each, times=(0, 0))
     shown = reap()
     assert shown.returncode == 0, shown.stderr
     assert str(UNDECIDED) in shown.stdout
+    assert socket.name in shown.stdout
     assert "add --remove" in shown.stdout
     assert directory.exists()
 
     told = json.loads(reap("--remove", "--json").stdout)
-    assert [each["name"] for each in told["findings"]] == [str(UNDECIDED)]
+    assert [each["name"] for each in told["findings"]] == [str(UNDECIDED), socket.name]
     assert (told["removed"], told["stays"]) == (True, [])
     assert not directory.exists()
+    assert not socket.exists()
 
 
 def test_what_stays_keeps_nothing_else_from_going() -> None:

@@ -7,6 +7,7 @@ may speak with it: its socket is in a directory that nobody else may enter.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ import psutil
 from include.errors import BackupError
 from include.pipeline import launch
 from include.pipeline.account import Account, closed_parent
+from include.pipeline.disk import RECOVERY
 from include.recovery.cluster.control import superusers
 from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 from include.sources.postgres.tools import PostgresTools
@@ -95,6 +97,7 @@ class PrivateServer:
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: Path | None = None
+        self._held: int | None = None
         self._user: str | None = None
 
     def __enter__(self) -> Self:
@@ -107,7 +110,9 @@ class PrivateServer:
                     )
         self._directory.mkdir(mode=0o700)
         # The name of a socket has room for 107 bytes, wherever the data directory is.
-        self._socket = Path(tempfile.mkdtemp(prefix="synapse-recovery-"))
+        self._socket = Path(tempfile.mkdtemp(prefix=RECOVERY))
+        self._held = os.open(self._socket, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._held, fcntl.LOCK_SH)  # by which the reaper sees that it lives
         for path in (self._directory, self._socket):
             self._own(path)
         (self._directory / "hba.conf").write_text("local all all trust\nlocal replication all trust\n")
@@ -121,6 +126,8 @@ class PrivateServer:
         self.kill()
         if self._socket:
             shutil.rmtree(self._socket, ignore_errors=True)
+        if self._held is not None:
+            os.close(self._held)
         if (self.data / _ASIDE).exists():
             (self.data / _ASIDE).replace(self.data / _AUTO_CONFIGURATION)
         shutil.rmtree(self._directory, ignore_errors=True)
