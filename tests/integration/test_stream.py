@@ -255,13 +255,13 @@ def test_killed_at_random_moments_it_leaves_no_hole(
 
 
 def test_a_stream_that_could_not_ship_at_its_end_says_so(
-    installation: Installation, policy: Policy, spool: Path, log: Log
+    installation: Installation, policy: Policy, spool: Path, log: Log, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A run that ended green would hide a server that was away for all of its hour."""
     installation.postgres.crash()
     try:
         with streaming(installation, policy, spool) as done:
-            pass_by(1)
+            until(lambda: "The stream was interrupted" in caplog.text, within=60)
     finally:
         installation.postgres.start()
     assert isinstance(done.failure, DatabaseUnreachable)
