@@ -37,6 +37,8 @@ _BUSY = {"409", "ConditionalRequestConflict"}
 _GONE = {"NoSuchUpload"}
 _DENIED = {"403", "AccessDenied"}
 _PAST_END = {"416", "InvalidRange"}
+_UNREPLICATED = {"ReplicationConfigurationNotFoundError", "NoSuchReplicationConfiguration", "NotImplemented"}
+"""No replication, or a store that has none."""
 _FAILING = {429, 500, 502, 503, 504}
 
 STALL_LIMIT = timedelta(minutes=5)
@@ -59,6 +61,14 @@ _MENDS = {
 
 class StoreError(BackupError):
     """The object store refused, or did not answer."""
+
+
+class StoreAway(StoreError):
+    """The store of `bucket` did not answer, or answered with an error of its own, however often it was asked."""
+
+    def __init__(self, what: str, *, mend: str, bucket: str) -> None:
+        super().__init__(what, mend=mend)
+        self.bucket = bucket
 
 
 class ObjectMissing(StoreError):
@@ -105,6 +115,14 @@ class UnfinishedUpload:
     upload_id: str
     touched: datetime
     bytes: int
+
+
+@dataclass(frozen=True)
+class ReplicationRule:
+    """An enabled rule by which a bucket replicates what begins with `prefix` into another one."""
+
+    bucket: str
+    prefix: str
 
 
 class Bucket:
@@ -319,6 +337,36 @@ class Bucket:
         with self.naming("ask for the versioning of", ""):
             return self.client.get_bucket_versioning(Bucket=self.name).get("Status") == "Enabled"
 
+    def replication_rules(self) -> list[ReplicationRule]:
+        """The enabled rules of the bucket's own replication; a rule that asks for tags is none of them.
+
+        Raises `NotAllowed` when these credentials may not ask.
+        """
+        try:
+            with self.naming("ask for the replication of", ""):
+                answer = self.client.get_bucket_replication(Bucket=self.name)
+        except StoreError as error:
+            if isinstance(error.__cause__, ClientError) and error.__cause__.response["Error"]["Code"] in _UNREPLICATED:
+                return []
+            raise
+        rules = []
+        # Ceph's gateway answers, and has none.
+        for rule in answer.get("ReplicationConfiguration", {}).get("Rules", []):
+            only: Any = rule.get("Filter", {})
+            tagged = "Tag" in only or only.get("And", {}).get("Tags")
+            if rule["Status"] == "Enabled" and not tagged:
+                prefix = rule.get("Prefix") or only.get("Prefix") or only.get("And", {}).get("Prefix", "")
+                rules.append(ReplicationRule(rule["Destination"]["Bucket"].rpartition(":")[2], prefix))
+        return rules
+
+    def replication_status(self, key: str) -> str | None:
+        """What became of an object's replication: `PENDING`, `COMPLETED` or `FAILED`; None when no rule is for it.
+
+        Raises `ObjectMissing`.
+        """
+        with self.naming("look at", key):
+            return self.client.head_object(Bucket=self.name, Key=key).get("ReplicationStatus")
+
     def delete(self, key: str) -> None:
         """Delete the current version of one object; an absent one is fine."""
         with self.naming("delete", key):
@@ -411,10 +459,11 @@ class Bucket:
             if code in _GONE:
                 raise UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
             if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING:
-                raise StoreError(
+                raise StoreAway(
                     f"Could not {verb} {place}: {code} {answer} ({self._tries()})",
                     mend="The store fails, or has too much to do: look at its state, lower pipeline.parts_in_flight "
                     "if it asks to slow down, and start again.",
+                    bucket=self.name,
                 ) from error
             if code in _PAST_END:
                 raise ObjectCut(
@@ -436,9 +485,10 @@ class Bucket:
                 mend="Start again; look at the network.",
             ) from error
         except BotoCoreError as error:
-            raise StoreError(
+            raise StoreAway(
                 f"Could not {verb} {self}/{key}: {error} ({self._tries()})",
                 mend="Check that the endpoint is reachable and the credentials are set.",
+                bucket=self.name,
             ) from error
 
     def _tries(self) -> str:

@@ -38,6 +38,8 @@ class Fault(Enum):
     """Half of the store's answer arrives, and says that it is all."""
     GARBLED = auto()
     """One bit of the answer's body is another."""
+    PENDING = auto()
+    """The answer says that the object's own replication is still to come, whatever came of it."""
 
 
 @dataclass(frozen=True)
@@ -192,16 +194,17 @@ class _Handler(BaseHTTPRequestHandler):
                 body = bytes([*body[: told // 2], body[told // 2] ^ 1, *body[told // 2 + 1 :]])
             elif fault is Fault.HALF:
                 body = body[: told // 2]
-            self._begin(answer, told)
+            self._begin(answer, told, fault)
             self.wfile.write(body)
             if fault is Fault.HALF:
                 self._hang_up()
 
-    def _begin(self, answer: http.client.HTTPResponse, length: int) -> None:
+    def _begin(self, answer: http.client.HTTPResponse, length: int, fault: Fault | None) -> None:
         self.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in _HOPS | {"content-length"}:
-                self.send_header(name, value)
+                pending = fault is Fault.PENDING and name.lower() == "x-amz-replication-status"
+                self.send_header(name, "PENDING" if pending else value)
         # The length of what a HEAD tells of is not that of its own, empty, body.
         told = answer.getheader("Content-Length") if self.command == "HEAD" else None
         self.send_header("Content-Length", told or str(length))
