@@ -208,9 +208,16 @@ class Bucket(Section):
 
 
 class Replica(Bucket):
-    """The second region (R3.2)."""
+    """The second region (R3.2).
+
+    `within` is how long the bucket's own replication may take, where it has one, before what is not there is copied;
+    `verified_sample` how many pieces of each backup are read back from here and decrypted.
+    """
 
     replication: Literal["cross-region"]
+    within: Duration
+    copied_at_once: PositiveInt
+    verified_sample: PositiveInt
 
 
 class Cold(Section):

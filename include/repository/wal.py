@@ -37,7 +37,7 @@ In the server's byte order, which is that of the machine that recovers it: Postg
 """
 PAGE_HEADER_BYTES = _PAGE.size
 _READ_BYTES = 1 << 20
-_PART_BYTES = 32 << 20
+PART_BYTES = 32 << 20
 """A segment of the usual 16 MiB goes in one call, whatever a part is elsewhere: in parts it takes a fifth longer."""
 
 
@@ -183,7 +183,7 @@ class WalSession:
         key = wal_key(archive.system_identifier, name, self.attempt)
         with (
             file.open("rb") as stream,
-            Upload(archive.bucket, key, part_bytes=_PART_BYTES, in_flight=1) as upload,
+            Upload(archive.bucket, key, part_bytes=PART_BYTES, in_flight=1) as upload,
         ):
             if is_segment(name):
                 check_first_page(

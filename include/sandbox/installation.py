@@ -118,6 +118,10 @@ class Installation:
         """The backups in the primary bucket."""
         return Catalog(self._bucket(self.primary, self.backups), Keyring.load(self.keyring))
 
+    def replica_catalog(self) -> Catalog:
+        """The backups in the bucket of the second region."""
+        return Catalog(self._bucket(self.replica, self.replica_backups), Keyring.load(self.keyring))
+
     def connections(self) -> dict[str, dict[str, object]]:
         """Airflow's connections, as `AIRFLOW_CONN_*` takes them; the same ids as in `airflow_settings.yaml`."""
         return {
