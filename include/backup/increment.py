@@ -1,8 +1,8 @@
 """The increment: one window of the log, whole, and what changed beside the database meanwhile (R1.2).
 
 Windows follow each other without a hole: each begins where the catalog says that the last one ended, never where a slot
-happens to be. The anchor slot moves only when the window is committed, so that a try that dies anywhere has only made
-copies that the next one finds and counts.
+happens to be. The anchor slot is not moved here: the window is not durable before it is in the replica, too
+(`backup/replicate.py`). So a try that dies anywhere has only made copies that the next one finds and counts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-
-import psycopg
 
 from include.backup.adoption import Adopted, late_warning
 from include.backup.application import Application
@@ -44,14 +42,7 @@ from include.repository.ledger import Gap, GapDeclared, declare, judge, read_gap
 from include.repository.lsn import Lsn, segment_lsn
 from include.repository.manifest import DatabaseSummary, Manifest, Slot
 from include.sources.postgres.receive import WalGone
-from include.sources.postgres.slots import (
-    AnchorLost,
-    ChainLock,
-    advance_anchor,
-    chain_lock,
-    renew_anchor,
-    secure_anchor,
-)
+from include.sources.postgres.slots import ChainLock, chain_lock, renew_anchor, secure_anchor
 from include.sources.postgres.tools import find_tools
 
 log = logging.getLogger(__name__)
@@ -124,10 +115,7 @@ def _make(
             window = _Window(attempt, application, lock, state, beginning, lost=lost)
             manifest = window.make(slot=slot, started=started)
         lock.require()
-        winner = commit(catalog, manifest)
-        if winner.attempt == manifest.attempt and manifest.wal is not None:
-            _advance(lock, manifest.wal.end_lsn)
-        return winner
+        return commit(catalog, manifest)
 
 
 def read_chain(catalog: Catalog, state: ServerLog) -> Chain:
@@ -215,14 +203,6 @@ def _secure_anchor(lock: ChainLock, start: Lsn) -> str | None:
         return None
     log.warning("The log is to go on from %s, and %s. What is still there is taken.", start, lost)
     return lost
-
-
-def _advance(lock: ChainLock, end: Lsn) -> None:
-    """Let the server remove what is committed. The backup is made: what fails here, the next run mends."""
-    try:
-        advance_anchor(lock.session, end)
-    except (AnchorLost, psycopg.Error) as error:
-        log.warning("The anchor slot was not moved to %s: %s", end, error)
 
 
 class _Window:

@@ -129,6 +129,8 @@ def base_of_then(on: Running, moment: datetime, scratch: Path) -> Manifest:
     made = manifests.make(
         id=str(BackupId("snapshot", moment, manual=True)),
         type="snapshot",
+        artifacts=(),
+        packs=(),
         base=BaseBackup(start_lsn=state.flushed, stop_lsn=state.flushed, started=moment, stopped=moment),
         wal=wal,
     )
