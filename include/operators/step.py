@@ -85,10 +85,19 @@ class BackupStep(Step):
     def _take(self, context: Context) -> Facts:
         from include.operators.run import BackupRun  # noqa: PLC0415 - the engine: over a second
         from include.operators.slots import name_backup  # noqa: PLC0415
+        from include.pipeline.store import StoreAway  # noqa: PLC0415
 
         backup, slot = name_backup(self.backup_type, context["dag_run"])
         self.log.info("This run makes %s.", backup)
-        return self.step(BackupRun(backup, slot, scratch_root=self.scratch_root))
+        run = BackupRun(backup, slot, scratch_root=self.scratch_root)
+        try:
+            return self.step(run)
+        except StoreAway as away:
+            if away.bucket != run.catalog.bucket.name:
+                raise
+            from include.backup.risk import told_at_risk  # noqa: PLC0415
+
+            raise told_at_risk(away, run.replica, run.policy) from away
 
 
 def _adopted() -> type[BackupError]:
