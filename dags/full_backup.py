@@ -25,7 +25,8 @@ with DAG(
        behind it; the signed manifest, written last, commits the backup (R4.3, R4.4).
     3. **verify**: every byte is read back, weighed, and one component restored and compared (R4.5). A record of each
        proof is kept; one that fails takes the backup out of every plan.
-    4. **report**: status update, success report or error alert (R4.6).
+    4. **replicate**, beside it: the backup is durable in the second region (R3.2). The run is green only then.
+    5. **report**: status update, success report or error alert (R4.6).
 
     **It is red?** Writes are not stopped, and the last green backup is as good as it was. Open the first red task: its
     log ends with *what happened* and *how to mend it*, and its button **Runbook** leads to what helps. Mend it, then
@@ -37,6 +38,7 @@ with DAG(
     | `stop_writes`, `create_backup` | no backup of this slot yet; clear the run as soon as it is mended |
     | `resume_writes` | **look first**: it could not prove that Synapse's writes are free |
     | *verify* | the backup is there, and is not to be trusted: trigger another one, then find out why |
+    | `replicate` | the backup is there, in one region; the next run brings what is missing. Mend it, and clear |
     | `delivered`, in a green run | the backup is good; a mail or chat did not arrive |
     | `watcher` | only says that another task is red |
 
@@ -55,6 +57,7 @@ with DAG(
     prepare = groups.prepare("full")
     execute = groups.execute("full", MakeFullBackup, timeout=2 * policy.monitoring.warnings.slow_backup.longest.full)
     verify = groups.verify("full")
+    replicate = groups.replicate("full")
 
-    prepare.group >> execute.group >> verify.group
-    groups.report("full", prepare, execute, verify)
+    prepare.group >> execute.group >> [verify.group, replicate]
+    groups.report("full", prepare, execute, verify, replicate)

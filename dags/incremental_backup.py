@@ -24,9 +24,11 @@ with DAG(
 
     1. **prepare**: room, permissions, database, log, stores and keys in one task (R4.1, R4.2).
     2. **execute**: writes are stopped for milliseconds for the **consistency point**; the segment of the log is ended,
-       and shipped; the signed manifest commits the window; only then may the server forget that log (R4.3, R4.4).
+       and shipped; the signed manifest commits the window (R4.3, R4.4).
     3. **verify**: every byte is read back and compared (R4.5).
-    4. **report**: success report or error alert (R4.6).
+    4. **replicate**, beside it: the window is durable in the second region (R3.2); only then may the server forget that
+       log.
+    5. **report**: success report or error alert (R4.6).
 
     **It is red?** Nothing is lost yet: the server keeps the log for the next run. Open the first red task: its log ends
     with *what happened* and *how to mend it*, and its button **Runbook** leads to what helps.
@@ -37,6 +39,7 @@ with DAG(
     | `create_backup` | *no base*, *a gap*, *another cluster*: **trigger `snapshot_backup`**; else mend it and clear |
     | `resume_writes` | **look first**: it could not prove that Synapse's writes are free |
     | `integrity` | the window is there, and is not to be trusted: trigger `snapshot_backup`, then find out why |
+    | `replicate` | the window is there, in one region, and the server keeps its log; the next run brings both |
     | `delivered`, in a green run | the increment is good; a mail or chat did not arrive |
     | `watcher` | only says that another task is red |
 
@@ -61,6 +64,7 @@ with DAG(
         "incremental", MakeIncrement, timeout=2 * policy.monitoring.warnings.slow_backup.longest.incremental
     )
     verify = groups.verify("incremental")
+    replicate = groups.replicate("incremental")
 
-    prepare.group >> execute.group >> verify.group
-    groups.report("incremental", prepare, execute, verify)
+    prepare.group >> execute.group >> [verify.group, replicate]
+    groups.report("incremental", prepare, execute, verify, replicate)

@@ -27,7 +27,8 @@ with DAG(
        consistency point; the log up to it follows; the signed manifest, written last, commits it (R4.3, R4.4).
     3. **verify**: every byte is read back and weighed, and the cluster is **started**: unpacked, recovered to the point
        in a private directory, walked through, every table compared (R4.5).
-    4. **report**: status update, success report or error alert (R4.6).
+    4. **replicate**, beside it: the snapshot is durable in the second region (R3.2). The run is green only then.
+    5. **report**: status update, success report or error alert (R4.6).
 
     **It is red?** Writes are not stopped, and the last green snapshot is as good as it was; increments go on from it.
     Open the first red task: its log ends with *what happened* and *how to mend it*, and its button **Runbook** leads to
@@ -39,6 +40,7 @@ with DAG(
     | `stop_writes`, `create_backup` | no snapshot of this week yet; clear the run as soon as it is mended |
     | `resume_writes` | **look first**: it could not prove that Synapse's writes are free |
     | *verify* | the snapshot is there, and is not to be trusted: trigger another one, then find out why |
+    | `replicate` | the snapshot is there, in one region; the next run brings what is missing. Mend it, and clear |
     | `delivered`, in a green run | the snapshot is good; a mail or chat did not arrive |
     | `watcher` | only says that another task is red |
 
@@ -61,6 +63,7 @@ with DAG(
         "snapshot", MakeSnapshot, timeout=2 * policy.monitoring.warnings.slow_backup.longest.snapshot
     )
     verify = groups.verify("snapshot")
+    replicate = groups.replicate("snapshot")
 
-    prepare.group >> execute.group >> verify.group
-    groups.report("snapshot", prepare, execute, verify)
+    prepare.group >> execute.group >> [verify.group, replicate]
+    groups.report("snapshot", prepare, execute, verify, replicate)

@@ -1,4 +1,4 @@
-"""The task groups that the backup DAGs share: prepare, execute with the creation of its type, verify, and report.
+"""The task groups that the backup DAGs share: prepare, execute, verify, replicate beside it, and report.
 
 Each returns its tasks, for the DAG file to say what comes after what. What comes hourly has fewer tasks: each costs a
 second of a worker, so *prepare* and *verify* are one each there.
@@ -23,6 +23,7 @@ from include.operators.prepare import (
     ValidateStores,
     VerifyPermissions,
 )
+from include.operators.replicate import Replicate
 from include.operators.report import WATCHER, AlertError, Delivered, ReportStatus, ReportSuccess, Watcher
 from include.operators.verify import RestoreSample, StartCluster, ValidateSizes, VerifyIntegrity
 
@@ -151,6 +152,17 @@ def verify(backup_type: BackupType) -> Verify:
     return Verify(group, proofs)
 
 
+def replicate(backup_type: BackupType) -> BackupStep:
+    """R3.2: a run is green only when its backup is durable in the second region, too."""
+    return Replicate(
+        task_id="replicate",
+        backup_type=backup_type,
+        execution_timeout=LONG,
+        doc_md="**R3.2** The backup, and everything older that is not there yet, is in the second region: compared, a "
+        "sample opened there with the keys that lie there. Then the server may forget the log that it holds.",
+    )
+
+
 def _validate_sizes(backup_type: BackupType) -> BackupStep:
     return ValidateSizes(
         task_id="sizes",
@@ -178,7 +190,9 @@ def _restore(backup_type: BackupType) -> BackupStep:
     )
 
 
-def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verified: Verify) -> None:
+def report(
+    backup_type: BackupType, prepared: Prepare, executed: Execute, verified: Verify, replicated: BackupStep
+) -> None:
     """R4.6, the removal of the temporary directory, and the watcher over all of it."""
     made_by = executed.create.task_id
     remove = RemoveTemporaryDirectory(
@@ -191,7 +205,7 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
             task_id="success_report",
             backup_type=backup_type,
             made_by=made_by,
-            proved_by=[proof.task_id for proof in verified.proofs],
+            proved_by=[proof.task_id for proof in (*verified.proofs, replicated)],
             doc_md="**R4.6** What was backed up, how fast, how long writes were stopped, what proved it.",
         )
         alert = AlertError(
@@ -223,8 +237,8 @@ def report(backup_type: BackupType, prepared: Prepare, executed: Execute, verifi
     )
     teardowns = [executed.resume_writes, remove]
     verified.group >> remove
-    [*verified.proofs, *teardowns] >> success
-    work = [*prepared.group, *executed.group, *verified.group, remove]
+    [*verified.proofs, replicated, *teardowns] >> success
+    work = [*prepared.group, *executed.group, *verified.group, replicated, remove]
     # A set-up may be followed by ALL_SUCCESS only; that it failed shows in the task after it.
     [task for task in work if not task.is_setup] >> alert
     [task for task in work if not task.is_setup] >> watcher

@@ -183,11 +183,20 @@ def test_what_is_made_is_verified(tasks: dict[str, dict[str, Any]]) -> None:
         assert tasks[name]["up"] == ["execute.create_backup"]
 
 
+@pytest.mark.requirement("R3.2")
+def test_what_is_made_is_replicated_beside_its_verification(tasks: dict[str, dict[str, Any]]) -> None:
+    assert tasks["replicate"]["up"] == ["execute.create_backup"]
+    assert tasks["replicate"]["rule"] == "all_success"  # skipped with a creation that was adopted
+    assert {"report.success_report", "report.error_alert", "watcher"} <= set(tasks["replicate"]["down"])
+
+
 @pytest.mark.requirement("R4.6")
 def test_success_is_reported_only_when_all_of_it_succeeded(tasks: dict[str, dict[str, Any]]) -> None:
     report = tasks["report.success_report"]
     assert report["rule"] == "all_success"
-    assert set(report["up"]) == {*proofs_of(tasks), "execute.resume_writes", "remove_temporary_directory"}
+    assert set(report["up"]) == {
+        *(*proofs_of(tasks), "replicate", "execute.resume_writes", "remove_temporary_directory")
+    }
     if "report.status_update" in tasks:
         assert tasks["report.status_update"]["up"] == ["execute.create_backup"]
 
@@ -243,7 +252,7 @@ def test_each_type_has_its_proofs(bag: dict[str, Any], name: str, proofs: set[st
 
 
 def test_an_hours_run_has_few_tasks(bag: dict[str, Any]) -> None:
-    assert len(bag["dags"]["incremental_backup"]["tasks"]) <= 10  # each costs a second of a worker
+    assert len(bag["dags"]["incremental_backup"]["tasks"]) <= 11  # each costs a second of a worker
 
 
 def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[str, Any]) -> None:
