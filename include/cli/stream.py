@@ -17,6 +17,7 @@ from include.backup.stream import ship_continuously
 from include.cli.connections import Connections
 from include.cli.place import Place
 from include.cli.printing import OUT
+from include.policy import model as policy_model
 from include.repository.catalog import Catalog
 
 
@@ -41,24 +42,30 @@ def stream(
     place: Place = context.obj
     policy = place.policy()
     connections = Connections.read(settings, os.environ)
-    primary, over = policy.storage.primary, threading.Event()
-    bucket = (
-        connections.bucket(primary.connection, called=primary.bucket, region=primary.region)
-        if connections.file or connections.has(primary.connection)
-        else place.backups()
-    )
+    over, keyring = threading.Event(), place.read_keyring()
+
+    def named(bucket: policy_model.Bucket) -> Catalog | None:
+        if not (connections.file or connections.has(bucket.connection)):
+            return None
+        return Catalog(
+            connections.bucket(bucket.connection, called=bucket.bucket, region=bucket.region),
+            keyring,
+        )
+
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
     done = ship_continuously(
         connections.application(policy),
-        Catalog(bucket, place.read_keyring()),
+        named(policy.storage.primary) or place.catalog(),
         policy,
+        replica=named(policy.storage.replica) or place.replica(),
         spool=spool or _spool(),
         until=over,
     )
     OUT.print(
         f"{done.shipped} segments and histories shipped, {done.raw_bytes / 1e6:,.1f} MB of log, "
-        f"{done.stored_bytes / 1e6:,.1f} MB stored; interrupted {done.interruptions} times."
+        f"{done.stored_bytes / 1e6:,.1f} MB stored, {done.replicated} of them in the replica; interrupted "
+        f"{done.interruptions} times."
     )
     if done.failure is not None:
         raise done.failure

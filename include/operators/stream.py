@@ -43,13 +43,23 @@ class ShipWal(Step):
         clock.start()
         try:
             done = ship_continuously(
-                here.application, here.catalog, here.policy, spool=here.root / SPOOL, until=self._until
+                here.application,
+                here.catalog,
+                here.policy,
+                replica=here.replica,
+                spool=here.root / SPOOL,
+                until=self._until,
             )
         finally:
             clock.cancel()
         if done.failure is not None:
             raise done.failure
-        return {"shipped": done.shipped, "raw_bytes": done.raw_bytes, "interruptions": done.interruptions}
+        return {
+            "shipped": done.shipped,
+            "replicated": done.replicated,
+            "raw_bytes": done.raw_bytes,
+            "interruptions": done.interruptions,
+        }
 
     def on_kill(self) -> None:
         """End what runs, green: what is shipped is shipped, and the next run goes on behind it.

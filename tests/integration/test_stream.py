@@ -16,13 +16,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from include.backup import stream
 from include.backup.stream import Shipments, ship_continuously
+from include.pipeline.store import StoreAway
 from include.policy import Policy, load_policy
+from include.repository.catalog import Catalog
 from include.repository.lsn import Lsn, segment_name, segment_start
+from include.repository.replica import Replica
 from include.repository.wal import WalArchive
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
@@ -80,7 +85,13 @@ class Log:
         return segment_name(1, lsn, SEGMENT)
 
     def shipped(self) -> set[str]:
-        catalog = self.installation.catalog()
+        return self._in(self.installation.catalog())
+
+    def replicated(self) -> set[str]:
+        """What of it is in the second region."""
+        return self._in(self.installation.replica_catalog())
+
+    def _in(self, catalog: Catalog) -> set[str]:
         system = self.value("SELECT system_identifier FROM pg_control_system()")
         return set(WalArchive(catalog.bucket, catalog.keyring, system, policy=load_policy().pipeline).shipped())
 
@@ -112,7 +123,14 @@ def streaming(installation: Installation, policy: Policy, spool: Path) -> Iterat
     def run() -> None:
         try:
             outcome.append(
-                ship_continuously(installation.application(), installation.catalog(), policy, spool=spool, until=over)
+                ship_continuously(
+                    installation.application(),
+                    installation.catalog(),
+                    policy,
+                    replica=installation.replica_catalog(),
+                    spool=spool,
+                    until=over,
+                )
             )
         except BaseException as failure:
             outcome.append(failure)
@@ -171,6 +189,33 @@ def test_what_is_written_is_in_the_bucket_within_the_promise(
     assert done.interruptions == 0
     assert done.ended_early >= 2
     assert log.copies() == 0
+
+
+@pytest.mark.requirement("R3.2", "R5.5")
+def test_a_replica_that_is_away_keeps_nothing_from_the_primary_and_is_caught_up(
+    installation: Installation, policy: Policy, spool: Path, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring, away = Replica.bring_log, threading.Event()
+
+    def refuse_while_away(replica: Replica, *arguments: Any) -> Any:
+        if away.is_set():
+            raise StoreAway("It does not answer.", mend="Wait.", bucket=installation.replica_backups)
+        return bring(replica, *arguments)
+
+    monkeypatch.setattr(Replica, "bring_log", refuse_while_away)
+    monkeypatch.setattr(stream, "_LONGEST_PAUSE", 0.5)
+    away.set()
+    with streaming(installation, policy, spool) as done:
+        segment = log.write()
+        until(lambda: segment in log.shipped(), within=20)
+        assert segment not in log.replicated()
+        away.clear()
+        until(lambda: segment in log.replicated(), within=20)
+        another = log.write()
+        until(lambda: another in log.replicated(), within=20)
+    assert done.interruptions == 0
+    assert done.replicated >= 2
+    assert set(log.from_anchor()) <= log.replicated()
 
 
 def test_a_receiver_that_hangs_is_noticed_and_replaced(
