@@ -1,4 +1,4 @@
-"""The first half of `make bench`: measures, writes `benchmarks/results.json`, prints it as a table.
+"""The first part of `make bench`: measures, writes `benchmarks/results.json`, prints it as a table.
 
     python -m benchmarks [--quick]
 

@@ -1,4 +1,4 @@
-"""The second half of `make bench`: whole clusters beside pgBackRest and the plain pipe, in one store behind TLS.
+"""The second part of `make bench`: whole clusters beside pgBackRest and the plain pipe, in one store behind TLS.
 
     python -m benchmarks.physical [--quick]
 
