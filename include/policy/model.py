@@ -571,6 +571,20 @@ class Policy(Section):
         """Whose turn it is to be restored as a sample, one a day: every component of every source (R4.5)."""
         return (*self.components.values(), self.unclassified("database"), self.unclassified("objects"))
 
+    @field_validator("storage")
+    @classmethod
+    def _replica_in_time(cls, storage: Storage, info: ValidationInfo) -> Storage:
+        recovery: Recovery | None = info.data.get("recovery")
+        _refuse_all(
+            _unless(
+                recovery is None or storage.replica.within < recovery.rpo_alert,
+                ("replica", "within"),
+                "is not below recovery.rpo_alert, so the RPO could not be kept.",
+                "Lower it: the RPO is measured in the replica (R5.5).",
+            )
+        )
+        return storage
+
     @field_validator("backups")
     @classmethod
     def _backups(cls, backups: Backups, info: ValidationInfo) -> Backups:

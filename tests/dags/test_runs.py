@@ -280,7 +280,7 @@ def test_a_zombie_let_loose_after_the_retry_changes_nothing(on: Running, tmp_pat
 
 
 HOUR = timedelta(hours=1)
-NOT_DONE = {CREATE, "verify.integrity", "report.success_report", "report.error_alert", "watcher"}
+NOT_DONE = {CREATE, "verify.integrity", "replicate", "report.success_report", "report.error_alert", "watcher"}
 """What is skipped of a run whose hour is adopted."""
 IDLE_SECONDS = 20.0
 DAY_WITHIN = 1200.0

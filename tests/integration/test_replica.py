@@ -17,8 +17,7 @@ import pytest
 from botocore.retries.standard import ExponentialBackoff
 
 from include.backup.full import make_full_backup
-from include.backup.increment import make_increment
-from include.backup.replicate import catch_up, replicate, waiting
+from include.backup.replicate import catch_up, waiting
 from include.backup.risk import told_at_risk
 from include.backup.snapshot import make_snapshot
 from include.pipeline.keys import Keyring
@@ -300,68 +299,93 @@ def test_killed_in_the_middle_it_shows_nothing_that_is_not_whole_and_is_caught_u
     assert {each.id for each in made} <= set(must_be_whole(chain.replica))
 
 
-@pytest.mark.requirement("R3.2", "R5.1", "R5.3")
-def test_with_the_primary_gone_the_replica_says_what_is_lost_and_brings_everything_back(
-    installation: Installation,
-    regions: tuple[S3Server, S3Server],
-    tmp_path: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    no_backoff: None,
-) -> None:
-    application, catalog, replica = installation.application(), installation.catalog(), installation.replica_catalog()
-    scratch = tmp_path_factory.mktemp("scratch")
-    scratch.chmod(0o711)
-    common = {"slot": None, "application": application, "catalog": catalog, "policy": POLICY, "scratch": scratch}
-    whole = make_full_backup(manual("full"), **common)  # type: ignore[arg-type]
-    make_snapshot(manual("snapshot"), **common)  # type: ignore[arg-type]
-    login = installation.synapse.database
-    with login.connect(application_name="test", autocommit=True) as session:
-        session.execute("INSERT INTO public.system_settings (key, value) VALUES ('kept in the replica', 'true')")
-        row = session.execute("SELECT clock_timestamp()").fetchone()
-    assert row is not None
-    made = make_increment(manual("incremental"), **common)  # type: ignore[arg-type]
-    replicate(made.backup, application=application, primary=catalog, replica=replica, policy=POLICY)
-    target = installation.replica.create_bucket("restored-alone")
-    environment = {
-        **settings(installation, tmp_path),
-        "AWS_PROFILE": "second-region",
-        "AWS_ENDPOINT_URL": regions[1].endpoint_url,
-        "AWS_REGION": regions[1].region,
-        "BACKUP_SCRATCH": str(scratch),
-    }
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        del environment[name]
-    cli = [sys.executable, "-m", "include.cli", "--bucket", replica.bucket.name]
+class Alone:
+    """The command line on a machine that knows the second region only."""
 
-    def restore(*arguments: str) -> dict[str, dict[str, object]]:
-        done = subprocess.run(
-            [*cli, "restore", "--json", *arguments], env=environment, cwd=ROOT, capture_output=True, check=False
-        )
+    def __init__(self, chain: Chain, directory: Path) -> None:
+        region = chain.installation.replica
+        self.environment = {
+            **settings(chain.installation, directory),
+            "AWS_PROFILE": "second-region",
+            "AWS_ENDPOINT_URL": region.endpoint_url,
+            "AWS_REGION": region.region,
+        }
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            del self.environment[name]
+        self._bucket = chain.replica.bucket.name
+
+    def restore(self, *arguments: str) -> dict[str, dict[str, object]]:
+        """What a restore says of itself."""
+        command = [sys.executable, "-m", "include.cli", "--bucket", self._bucket, "restore", "--json", *arguments]
+        done = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return json.loads(done.stdout)
 
+
+@pytest.fixture
+def alone(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+    yield Alone(chain, tmp_path_factory.mktemp("alone"))
+    chain.sql("DROP DATABASE IF EXISTS alone")
+
+
+@pytest.mark.requirement("R3.2", "R5.1", "R5.3")
+def test_with_the_primary_gone_the_replica_says_what_is_lost_and_brings_everything_back(
+    chain: Chain,
+    alone: Alone,
+    regions: tuple[S3Server, S3Server],
+    tmp_path_factory: pytest.TempPathFactory,
+    no_backoff: None,
+) -> None:
+    made = full(chain)
+    chain.replicate(made)
+    target = chain.installation.replica.create_bucket("restored-alone")
+    checkout = tmp_path_factory.mktemp("restored") / "configuration"
     regions[0].stop()
     try:
         with pytest.raises(StoreAway) as away:
-            catalog.bucket.clock()
-        told = told_at_risk(away.value, replica, POLICY)
+            chain.catalog.bucket.clock()
+        told = told_at_risk(away.value, chain.replica, POLICY)
         assert made.id in told.what
-        assert replica.bucket.name in told.mend
-        facts = restore(
-            *(whole.id, "--database", "alone", "--objects", target, "--configuration", str(tmp_path / "alone"))
-        )
-        assert facts["database"]["rows"] == whole.database.rows
-        assert facts["objects"]["objects"] == whole.objects.objects
-        restore("--to", row[0].isoformat(), "--database", "alone_then")
-        with login.with_database("alone_then").connect(application_name="test") as session:
-            found = session.execute("SELECT count(*) FROM public.system_settings WHERE key LIKE 'kept%'").fetchone()
-        assert found == (1,)
+        assert chain.replica.bucket.name in told.mend
+        facts = alone.restore(*("latest", "--database", "alone", "--objects", target, "--configuration", str(checkout)))
     finally:
         regions[0].start()
-        with installation.postgres.superuser.connect(application_name="test", autocommit=True) as session:
-            for name in ("alone", "alone_then"):
-                session.execute(f"DROP DATABASE IF EXISTS {name}".encode())
-            session.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
+    assert facts["database"]["rows"] == made.database.rows
+    assert facts["objects"]["objects"] == made.objects.objects
+    assert (checkout / ".git").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.requirement("R3.2", "R5.1", "R5.3")
+def test_with_the_primary_gone_any_moment_comes_back(
+    chain: Chain, alone: Alone, regions: tuple[S3Server, S3Server], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    make_snapshot(
+        manual("snapshot"),
+        slot=None,
+        application=chain.application,
+        catalog=chain.catalog,
+        policy=POLICY,
+        scratch=chain.scratch,
+    )
+    login = chain.installation.synapse.database
+    with login.connect(application_name="test", autocommit=True) as session:
+        session.execute("INSERT INTO public.system_settings (key, value) VALUES ('kept in the replica', 'true')")
+        row = session.execute("SELECT clock_timestamp()").fetchone()
+        session.execute("INSERT INTO public.system_settings (key, value) VALUES ('kept too late', 'true')")
+    assert row is not None
+    chain.replicate(chain.increment())
+    scratch = tmp_path_factory.mktemp("scratch")
+    scratch.chmod(0o711)
+    alone.environment["BACKUP_SCRATCH"] = str(scratch)
+    regions[0].stop()
+    try:
+        alone.restore("--to", row[0].isoformat(), "--database", "alone")
+    finally:
+        regions[0].start()
+    with login.with_database("alone").connect(application_name="test") as session:
+        found = session.execute("SELECT key FROM public.system_settings WHERE key LIKE 'kept%'").fetchall()
+    assert found == [("kept in the replica",)]
 
 
 def replicating(source: Bucket, target: Bucket, *prefixes: str) -> None:

@@ -118,20 +118,12 @@ def log(installation: Installation) -> Log:
 def streaming(installation: Installation, policy: Policy, spool: Path) -> Iterator[Shipments]:
     """A stream in a thread; its `Shipments` are complete when the block has ended."""
     over, made = threading.Event(), Shipments()
+    application, catalog, replica = installation.application(), installation.catalog(), installation.replica_catalog()
     outcome: list[Shipments | BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(
-                ship_continuously(
-                    installation.application(),
-                    installation.catalog(),
-                    policy,
-                    replica=installation.replica_catalog(),
-                    spool=spool,
-                    until=over,
-                )
-            )
+            outcome.append(ship_continuously(application, catalog, policy, replica=replica, spool=spool, until=over))
         except BaseException as failure:
             outcome.append(failure)
 

@@ -223,6 +223,7 @@ WRONG = {
     "segment too short": Wrong("segment_bytes: 64 MB", "segment_bytes: 65535", "pipeline.segment_bytes", "Use 64 KiB"),
     "part too short": Wrong("part_bytes: 8 MiB", "part_bytes: 5 MB", "pipeline.part_bytes", "Use 5 MiB"),
     "part too long": Wrong("part_bytes: 8 MiB", "part_bytes: 257 MB", "pipeline.part_bytes", "to 256 MB"),
+    "late replica": Wrong("within: 15 min", "within: 45 min", "storage.replica.within", "below recovery.rpo_alert"),
     "one region": Wrong("region: us-east-1", "region: eu-west-1", "storage.replica.region", "outlive"),
     "one bucket": Wrong(
         "bucket: synapse-backups-dr",
