@@ -513,9 +513,14 @@ class Monitoring(Section):
 
 
 class Keys(Section):
-    """R7.1: the key-encryption key changes every `rotation`; old public keys verify as long as the oldest archive."""
+    """R7.1: keys change every `rotation`, and within `handover` every worker has the new file.
+
+    Old public keys verify as long as the oldest archive.
+    """
 
     rotation: CalendarPeriod
+    handover: CalendarPeriod
+    schedule: Cron
     public_keys_kept: CalendarPeriod
 
 
@@ -678,7 +683,19 @@ class Policy(Section):
                 "public_keys_kept",
                 f"is {keys.public_keys_kept}, so the oldest archives could not be verified to their end.",
                 "Keep them as long as the longest retention class, or longer.",
-            )
+            ),
+            _unless(
+                keys.handover.always_shorter_than(keys.rotation),
+                "handover",
+                f"is {keys.handover}, so the next rotation would be due before the last one was over.",
+                "Make it days: as long as a new keyring file needs to reach every worker.",
+            ),
+            _unless(
+                not keys.handover.always_shorter_than(Period(1, "days")),
+                "handover",
+                f"is {keys.handover}: a run that began before could still write with the old keyring.",
+                "Give it a day at least, which no run outlasts.",
+            ),
         )
         return keys
 

@@ -171,8 +171,10 @@ class Catalog:
         return winner
 
     def _is_living(self, manifest: Manifest) -> bool:
-        """Whether the try's envelope is there and not hidden."""
-        return next(self.bucket.keys(envelope_prefix(manifest.id, manifest.attempt)), None) is not None
+        """Whether the try's envelopes are there and none is hidden: a rotation may add one as the reaper hides them."""
+        prefix = envelope_prefix(manifest.id, manifest.attempt)
+        newest = [each for each in self.bucket.versions(prefix) if each.latest]
+        return bool(newest) and not any(each.deleted for each in newest)
 
     def _withdraw(self, key: str, sealed: bytes) -> None:
         """Take our own manifest back: what it names may be gone."""

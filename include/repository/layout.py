@@ -94,6 +94,7 @@ MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"
+_ENVELOPE = re.compile(r"keys/(?P<owner>[^/]+)/(?P<attempt>[^/]+)/(?P<kek>[^/]+)\.json")
 _WAL = re.compile(
     r"wal/(?P<system>\d+)/(?P<timeline>[0-9A-F]{8})/(?P<name>(?P=timeline)(?:[0-9A-F]{16}|\.history))"
     r"\.(?P<attempt>[0-9a-f]{16})\.zst\.enc",
@@ -124,6 +125,12 @@ def envelope_prefix(owner: str, attempt: str) -> str:
 def envelope_key(owner: str, attempt: str, kek_id: str) -> str:
     """Where one wrap of a data key lies."""
     return f"{envelope_prefix(owner, attempt)}{kek_id}.json"
+
+
+def envelope_place(key: str) -> tuple[str, str, str] | None:
+    """The inverse of `envelope_key`: owner, attempt and KEK; None for a stranger's object."""
+    found = _ENVELOPE.fullmatch(key)
+    return (found["owner"], found["attempt"], found["kek"]) if found else None
 
 
 def wal_owner(system_identifier: str) -> str:

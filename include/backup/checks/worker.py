@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import shutil
 import tempfile
@@ -11,17 +10,17 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from include.backup.checks.check import Facts, NotReady, Remark, demand, remark
+from include.backup.checks.check import Facts, NotReady, demand, remark
 from include.pipeline.disk import existing, free_bytes
 from include.pipeline.keys import Keyring, new_data_key
 from include.pipeline.sealing import Sealer, open_stream
 from include.policy import Policy
+from include.repository.rotation import made_on
 from include.sources.configuration import Configuration, git_version
 from include.sources.postgres.tools import ToolsMissing, installed
 
 GIT = (2, 28)
 """The oldest git that lays out an empty repository as the bundle needs it (`init --initial-branch`)."""
-_STAMPED = re.compile(r"[a-z]+-(\d{8})-")
 
 
 def disk(scratch: Path, policy: Policy) -> Facts:
@@ -94,17 +93,19 @@ def s3cmd() -> Facts:
 
 
 def keyring_opens(load: Callable[[], Keyring]) -> Facts:
-    """Whether the keyring can be read, wraps what it opens and signs what it proves (R4.2)."""
+    """Whether the keyring can be read, each current KEK wraps what it opens, and it signs what it proves (R4.2)."""
     keyring, dek = load(), new_data_key()
-    envelope = keyring.wrap(dek, owner="check", attempt="check")
-    demand(
-        keyring.unwrap(envelope, owner="check", attempt="check") == dek,
-        "The keyring does not open what it wraps.",
-        mend="Bring the keyring back from its escrow.",
-    )
+    demand(bool(keyring.current_keks), "The keyring wraps nothing.", mend="It is for auditing: use the full one.")
+    for kek in keyring.current_keks:
+        envelope = keyring.wrap(dek, owner="check", attempt="check", kek=kek)
+        demand(
+            keyring.unwrap(envelope, owner="check", attempt="check") == dek,
+            f"The keyring does not open what it wraps with {kek}.",
+            mend="Bring the keyring back from its escrow.",
+        )
     document = {"check": secrets.token_hex(8)}
     keyring.check(document, keyring.sign(document))
-    return {"kek": keyring.current_kek, "signing_key": keyring.current_signing_key}
+    return {"kek": ", ".join(keyring.current_keks), "signing_key": keyring.current_signing_key}
 
 
 def keyring_owner(path: Path) -> Facts:
@@ -119,17 +120,23 @@ def keyring_owner(path: Path) -> Facts:
 
 
 def keyring_age(load: Callable[[], Keyring], policy: Policy, *, now: datetime | None = None) -> Facts:
-    """Whether the key-encryption key is younger than the policy's rotation (R7.1); its id tells its day."""
-    key = load().current_kek
-    found = _STAMPED.match(key)
-    if found is None:
-        raise Remark(f"The id of {key} tells no day, so nobody knows when it is due.", mend="Rotate it (R7.1).")
-    made = datetime.strptime(found[1], "%Y%m%d").replace(tzinfo=UTC)
-    due = policy.keys.rotation.after(made)
+    """Whether every key in use is younger than the policy's rotation (R7.1); its id tells its day."""
+    keyring, now = load(), now or datetime.now(UTC)
+    ages = {key: made_on(key) for key in (*keyring.lasting_keks, keyring.newest_signing_key)}
+    days = [made for made in ages.values() if made is not None]
+    unknown = [key for key, made in ages.items() if made is None]
     remark(
-        due <= (now or datetime.now(UTC)),
-        f"{key} is older than {policy.keys.rotation}: its rotation was due on {due:%Y-%m-%d}.",
-        mend="Rotate it (R7.1), and keep the old one: what it wrapped is still read with it.",
+        bool(unknown),
+        f"The id of {', '.join(unknown)} tells no day, so nobody knows when it is due.",
+        mend="Rotate it (R7.1).",
+    )
+    due = policy.keys.rotation.after(min(days))
+    old = [key for key, made in ages.items() if made == min(days)]
+    remark(
+        due <= now,
+        f"{' and '.join(old)} is older than {policy.keys.rotation}: its rotation was due on {due:%Y-%m-%d}.",
+        mend="Run the DAG key_rotation, or `python -m include.cli keyring rotate`: the old one still opens what it "
+        "wrapped.",
     )
     return {"rotation_due": f"{due:%Y-%m-%d}"}
 

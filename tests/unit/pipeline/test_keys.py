@@ -5,21 +5,26 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.pipeline.keys import (
     KEYRING_VARIABLE,
+    Kek,
     Keyring,
     KeyringError,
+    LocalKey,
     SignatureRefused,
     UnknownKey,
     WrapRefused,
     new_data_key,
+    new_local_key,
 )
 
 OWNER = {"owner": "full-20261122T000000Z", "attempt": "0123456789abcdef"}
@@ -92,6 +97,10 @@ def test_the_environment_names_the_keyring(
         b'{"format": 2}',
         b'{"format": 1, "keks": [], "current_kek": "x", "signing_keys": [], "current_signing_key": "x"}',
         b'{"format": 1, "keks": [{"id": "x", "key": "c2hvcnQ="}], "current_kek": "x", "signing_keys": []}',
+        b'{"format": 3, "keks": [], "signing_keys": []}',
+        b'{"format": 2, "keks": [], "signing_keys": []}',
+        b'{"format": 2, "keks": [{"id": "x", "kms": {"key": "arn"}}], "signing_keys": []}',
+        b'{"format": 2, "keks": [{"id": "x", "kms": {"key": "", "region": "r"}}], "signing_keys": []}',
     ],
 )
 def test_what_is_no_keyring_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
@@ -132,7 +141,7 @@ def test_a_key_encryption_key_that_is_not_here_is_named(keyring: Keyring, tmp_pa
 
 def test_a_wrong_key_of_the_right_name_opens_nothing(keyring: Keyring) -> None:
     envelope = keyring.wrap(new_data_key(), **OWNER)
-    wrong = replace(keyring, keks={keyring.current_kek: bytes(32)})
+    wrong = replace(keyring, keks={keyring.current_kek: Kek(LocalKey(bytes(32)))})
     with pytest.raises(WrapRefused, match=keyring.current_kek):
         wrong.unwrap(envelope, **OWNER)
 
@@ -196,3 +205,76 @@ def test_a_keyring_for_restoring_proves_and_does_not_sign(keyring: Keyring, path
     restoring.check(DOCUMENT, keyring.sign(DOCUMENT))
     with pytest.raises(KeyringError, match="no private half"):
         restoring.sign(DOCUMENT)
+
+
+def signing_entry(id_: str) -> dict[str, str]:
+    private = Ed25519PrivateKey.generate()
+    raw = {"private": private.private_bytes_raw(), "public": private.public_key().public_bytes_raw()}
+    return {"id": id_, **{half: base64.b64encode(key).decode() for half, key in raw.items()}}
+
+
+def write(path: Path, document: dict[str, Any]) -> Path:
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_a_keyring_of_format_1_is_read_and_its_one_current_key_of_each_kind_is_used(tmp_path: Path) -> None:
+    keks = [{"id": name, "key": base64.b64encode(bytes([at]) * 32).decode()} for at, name in enumerate(("new", "old"))]
+    signing_keys = [signing_entry("signs"), signing_entry("signed")]
+    read = Keyring.load(
+        write(
+            tmp_path / "keyring.json",
+            {
+                "format": 1,
+                "current_kek": "new",
+                "keks": keks,
+                "current_signing_key": "signs",
+                "signing_keys": signing_keys,
+            },
+        )
+    )
+
+    assert (read.current_keks, read.lasting_keks, read.current_kek) == (("new",), ("new",), "new")
+    assert (read.current_signing_key, read.newest_signing_key) == ("signs", "signs")
+    by_the_old_one = replace(read, keks={"old": Kek(LocalKey(b"\x01" * 32))}).wrap(new_data_key(), **OWNER)
+    assert read.unwrap(by_the_old_one, **OWNER)
+    again = Keyring.load(write(tmp_path / "again.json", json.loads(read.content())))
+    assert (again.current_keks, again.current_signing_key, again.ids) == (("new",), "signs", read.ids)
+
+
+def test_a_followed_key_wraps_until_its_moment_and_a_new_one_signs_from_its_own(path: Path, tmp_path: Path) -> None:
+    now = datetime(2026, 11, 22, 12, tzinfo=UTC)
+    then = now + timedelta(days=7)
+    keyring = Keyring.load(path)
+    rotated = keyring.with_keks([new_local_key()], now=now, until=then).with_signing_key(now=now, starts=then)
+    read = Keyring.load(write(tmp_path / "rotated.json", json.loads(rotated.content())))
+    old, new = keyring.current_kek, read.lasting_keks[0]
+
+    for moment, keks, signing in (
+        (then - timedelta(microseconds=1), (old, new), keyring.current_signing_key),
+        (then, (new,), read.newest_signing_key),
+    ):
+        at = replace(read, clock=lambda moment=moment: moment)
+        assert (at.current_keks, at.current_signing_key) == (keks, signing)
+        assert at.sign(DOCUMENT)["key"] == signing
+        assert at.wrap(new_data_key(), **OWNER)["kek"] == new
+    assert read.content() == rotated.content()
+    # A second rotation gives those that were followed no more time.
+    third = read.with_keks([new_local_key()], now=then, until=then + timedelta(days=7))
+    assert third.keks[old].until == then
+
+
+@pytest.mark.parametrize("moment", ["2026-11-22T12:00:00", "yesterday", 7])
+def test_a_moment_that_is_none_is_refused(path: Path, tmp_path: Path, moment: object) -> None:
+    document = json.loads(path.read_text())
+    document["keks"][0]["until"] = moment
+    with pytest.raises(KeyringError, match="is not a keyring"):
+        Keyring.load(write(tmp_path / "odd.json", document))
+
+
+def test_two_keys_of_one_id_are_refused(path: Path, tmp_path: Path) -> None:
+    document = json.loads(path.read_text())
+    document["keks"].append({**document["keks"][0], "key": base64.b64encode(bytes(32)).decode()})
+    with pytest.raises(KeyringError, match="is not a keyring"):
+        Keyring.load(write(tmp_path / "twice.json", document))

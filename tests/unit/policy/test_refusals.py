@@ -263,6 +263,8 @@ WRONG = {
     ),
     "no sample at all": Wrong("sample_objects: 50", "sample_objects: 0", "verification.sample_objects", "greater than"),
     "shrunk to nothing": Wrong("shrunk_to: 50 %", "shrunk_to: 0 %", "verification.shrunk_to", "that is no share"),
+    "handover too long": Wrong("handover: 7 days", "handover: 1 years", "keys.handover", "the last one was over"),
+    "handover too short": Wrong("handover: 7 days", "handover: 23 hours", "keys.handover", "with the old keyring"),
     "keys forgotten": Wrong(
         "public_keys_kept: 7 years",
         "public_keys_kept: 6 years",
@@ -350,7 +352,7 @@ def test_what_is_no_utf8_is_refused_with_its_line(tmp_path: Path) -> None:
         ("keys: &again\n  rotation: *again\n", 1, "keys.rotation", "contains itself."),
         ("keys:\n  rotation: !secret 1\n", 2, "keys.rotation", "has the value '1', which YAML cannot read."),
         ("keys:\n  rotation: 2026-13-45\n", 2, "keys.rotation", "has the value '2026-13-45'"),
-        ("keys: 5\n", 1, "keys", "is no table. Its keys are rotation, public_keys_kept."),
+        ("keys: 5\n", 1, "keys", "is no table. Its keys are rotation, handover, schedule, public_keys_kept."),
         ("components: 5\n", 1, "components", "is no table of components."),
         ("components: {}\n", 1, "components", "is no table of components."),
         ("components:\n  billing: 5\n", 2, "components.billing", "is no table. Its keys are source, retention_class, "),

@@ -235,6 +235,7 @@ def test_warnings(policy: Policy) -> None:
 def test_encryption_at_rest_and_its_yearly_rotation(policy: Policy) -> None:
     assert policy.storage.primary.encryption == policy.storage.replica.encryption == "AES-256"
     assert policy.keys.rotation == Period(1, "years")
+    assert policy.keys.handover == Period(7, "days")
     assert policy.keys.public_keys_kept == policy.compliance.longest == Period(7, "years")
 
 

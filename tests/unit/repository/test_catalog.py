@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from include.pipeline.canonical import canonical_json
-from include.pipeline.keys import Keyring, UnknownKey, WrapRefused
+from include.pipeline.keys import Keyring, UnknownKey, WrapRefused, new_local_key
 from include.pipeline.store import Bucket, ObjectMissing
 from include.repository.catalog import AlreadyCommitted, AttemptReaped, Catalog, NoSuchBackup
 from include.repository.envelopes import create_data_key, open_data_key
 from include.repository.layout import envelope_key
 from include.repository.manifest import Manifest, ManifestRefused
+from include.repository.rotation import wrap_all
 from tests.manifests import MIDNIGHT, commit, make
 
 # The catalog
@@ -135,6 +136,16 @@ def test_a_try_that_was_given_up_commits_nothing(catalog: Catalog) -> None:
         catalog.commit(manifest)
 
     assert list(catalog.bucket.versions("manifests/")) == []
+
+
+def test_a_wrap_that_a_rotation_adds_does_not_bring_a_try_back(catalog: Catalog) -> None:
+    manifest, keyring = make(), catalog.keyring
+    create_data_key(catalog.bucket, keyring, owner=manifest.id, attempt=manifest.attempt)
+    rotated = keyring.with_keks([new_local_key()], now=keyring.clock(), until=keyring.clock())
+    catalog.bucket.hide(envelope_key(manifest.id, manifest.attempt, keyring.current_kek))
+    assert wrap_all(catalog.bucket, rotated).wraps == 1
+    with pytest.raises(AttemptReaped, match=manifest.attempt):
+        catalog.commit(manifest)
 
 
 def test_a_try_that_is_given_up_while_it_commits_takes_its_manifest_back(
