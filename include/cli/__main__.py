@@ -31,6 +31,13 @@ for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, 
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)
 keyring_app.command("create")(keyring.create)
+keyring_app.command("show")(keyring.show)
+keyring_app.command("rotate")(keyring.rotate)
+keyring_app.command("wrap")(keyring.wrap)
+keyring_app.command("retire")(keyring.retire)
+keyring_app.command("export")(keyring.export)
+keyring_app.command("import")(keyring.import_)
+keyring_app.command("public")(keyring.public)
 app.add_typer(keyring_app, name="keyring")
 
 

@@ -22,6 +22,7 @@ from include.sources.configuration import Configuration
 from include.sources.postgres.login import DatabaseLogin
 
 if TYPE_CHECKING:
+    import boto3
     from airflow.sdk import Connection
 
 POSTGRES_PORT = 5432
@@ -76,6 +77,14 @@ def bucket(
         endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
         stall_limit=stall_limit,
     )
+
+
+def session(conn_id: str, *, region: str) -> boto3.Session:
+    """The credentials of an `aws` connection, for another service than S3. Raises `ConnectionUnusable`."""
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # noqa: PLC0415 - a quarter of a second
+
+    _connection(conn_id)
+    return S3Hook(aws_conn_id=conn_id).get_session(region_name=region)
 
 
 def configuration(conn_id: str) -> Configuration:

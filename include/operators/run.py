@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from include.backup.application import Application
 from include.backup.prepare import make_scratch
@@ -16,6 +17,9 @@ from include.policy import Policy, load_policy
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Slot
+
+if TYPE_CHECKING:
+    import boto3
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Surroundings:
 
     @cached_property
     def catalog(self) -> Catalog:
-        """The primary bucket, and the keyring that `BACKUP_KEYRING` names."""
+        """The primary bucket, and the keyring."""
         primary = self.policy.storage.primary
         return Catalog(
             connections.bucket(
@@ -56,8 +60,23 @@ class Surroundings:
                 region=primary.region,
                 stall_limit=self.policy.pipeline.stall_limit,
             ),
-            Keyring.from_environment(),
+            self.keyring,
         )
+
+    @cached_property
+    def keyring(self) -> Keyring:
+        """The keyring that `BACKUP_KEYRING` names; KMS is asked in each region with that of the bucket there."""
+        return Keyring.from_environment(sessions=self.sessions)
+
+    def sessions(self, region: str) -> boto3.Session:
+        """The credentials of the bucket in that region; the worker's own in any other."""
+        from include.pipeline.kms import session_of_environment  # noqa: PLC0415
+
+        storage = self.policy.storage
+        for bucket in (storage.primary, storage.replica):
+            if bucket.region == region:
+                return connections.session(bucket.connection, region=region)
+        return session_of_environment(region)
 
     @cached_property
     def replica(self) -> Catalog:
@@ -70,7 +89,7 @@ class Surroundings:
                 region=replica.region,
                 stall_limit=self.policy.pipeline.stall_limit,
             ),
-            self.catalog.keyring,
+            self.keyring,
         )
 
     @property
