@@ -25,12 +25,14 @@ Kind = Literal[
     "recovery_failed",
     "recovery_refused",
     "run_failed",
+    "rotated",
 ]
 _HEARD_BY: dict[Kind, Kind] = {
     "recovered": "success_report",
     "recovery_failed": "error_alert",
     "recovery_refused": "status_update",
     "run_failed": "error_alert",
+    "rotated": "success_report",
 }
 SYSTEM = "[Synapse backups]"
 LONGEST_WHAT = 600
@@ -44,6 +46,7 @@ _COLOURS: dict[Kind, str] = {
     "recovery_failed": "#b3261e",
     "recovery_refused": "#33608c",
     "run_failed": "#b3261e",
+    "rotated": "#1a7f37",
 }
 # PostgreSQL quotes rows, statements and keys in these: data of the database does not leave the house.
 _QUOTING = re.compile(r"\b(?:DETAIL|CONTEXT|QUERY|STATEMENT):.*")
@@ -109,7 +112,7 @@ class Message:
 
 
 def heard_by(kind: Kind) -> Kind:
-    """The kind of the policy whose recipients hear of this one: who hears of backups hears of recoveries."""
+    """The kind of the policy whose recipients hear of this one: who hears of backups hears of recoveries and keys."""
     return _HEARD_BY.get(kind, kind)
 
 

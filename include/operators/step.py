@@ -115,14 +115,18 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.backup.increment import NeverKept  # noqa: PLC0415
     from include.backup.verify import SizeSuspect  # noqa: PLC0415
     from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
+    from include.operators.keys import OtherKeyring  # noqa: PLC0415
     from include.operators.recovery import NotAllowedOver  # noqa: PLC0415
     from include.operators.slots import NoSlot  # noqa: PLC0415
+    from include.pipeline.keyring_file import KeyringFixed  # noqa: PLC0415
     from include.pipeline.keys import KeyringError  # noqa: PLC0415
+    from include.pipeline.kms import NotAKmsKey  # noqa: PLC0415
     from include.policy import PolicyError  # noqa: PLC0415
     from include.recovery.moments.plan import NoTarget, Unreachable  # noqa: PLC0415
     from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
     from include.repository.ledger import GapDeclared  # noqa: PLC0415
     from include.repository.manifest import ManifestRefused  # noqa: PLC0415
+    from include.repository.rotation import NotRotated, NotWrapped, StillNeeded  # noqa: PLC0415
     from include.sources.postgres.tools import ToolsMissing  # noqa: PLC0415
 
     return (
@@ -140,6 +144,12 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         ConnectionUnusable,
         NoSlot,
         KeyringError,
+        KeyringFixed,
+        NotAKmsKey,
+        NotRotated,
+        NotWrapped,
+        StillNeeded,
+        OtherKeyring,
         PolicyError,
         ManifestRefused,
         ToolsMissing,

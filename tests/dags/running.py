@@ -28,6 +28,7 @@ from tests import manifests
 
 FULL, SNAPSHOT, INCREMENTAL = "full_backup", "snapshot_backup", "incremental_backup"
 LIFECYCLE, STREAM, RECOVERY = "storage_lifecycle", "wal_stream", "point_in_time_recovery"
+ROTATION = "key_rotation"
 CREATE = "execute.create_backup"
 RUN_WITHIN = 240.0
 SOON = 60.0

@@ -110,6 +110,7 @@ def test_airflow_reads_every_file(bag: dict[str, Any]) -> None:
         ("incremental_backup", "0 * * * *"),
         ("snapshot_backup", "0 0 * * 0"),
         ("storage_lifecycle", "0 4 * * *"),
+        ("key_rotation", "0 5 * * *"),
     ],
 )
 def test_it_runs_when_the_policy_says_in_windows(bag: dict[str, Any], name: str, cron: str) -> None:
@@ -286,3 +287,26 @@ def test_a_recovery_touches_nothing_that_is_live_unless_it_is_told_to(bag: dict[
     params = bag["dags"]["point_in_time_recovery"]["params"]
     assert (params["target"], params["what"], params["where"]) == ("latest", "everything", "scratch")
     assert params["replace_live"] is False
+
+
+@pytest.mark.requirement("R7.1")
+def test_a_rotation_makes_wraps_and_proves_and_retires_only_what_the_form_names(bag: dict[str, Any]) -> None:
+    dag = bag["dags"]["key_rotation"]
+    tasks = dag["tasks"]
+    ups = {
+        "check": [],
+        "new_keys": ["check"],
+        "wrap_primary": ["new_keys"],
+        "prove_primary": ["wrap_primary"],
+        "wrap_replica": ["new_keys", "wrap_primary"],
+        "prove_replica": ["wrap_replica"],
+        "retire": ["prove_primary", "prove_replica"],
+    }
+    assert {name: tasks[name]["up"] for name in ups} == ups
+    # A data key that cannot be wrapped in one region keeps nobody from wrapping in the other.
+    assert tasks["wrap_replica"]["rule"] == "all_done_min_one_success"
+    assert all(tasks[name]["rule"] == "all_success" for name in ups if name != "wrap_replica")
+    assert (set(tasks["report"]["up"]), tasks["report"]["rule"]) == (set(ups), "all_done")
+    assert (set(tasks["watcher"]["up"]), tasks["watcher"]["rule"]) == (set(ups), "one_failed")
+    assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
+    assert dag["params"] == {"kinds": "due", "kms": [], "retire": ""}

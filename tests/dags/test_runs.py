@@ -6,7 +6,7 @@ import itertools
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +18,10 @@ import pytest
 from include.backup.sample import turn_of
 from include.backup.verify import check_integrity
 from include.errors import BackupError
+from include.pipeline.keys import Keyring
 from include.policy import load_policy
+from include.repository.envelopes import create_data_key, open_data_key
+from include.repository.layout import new_attempt
 from include.sandbox.airflow import ADMIN, APPROVER, ENDED, AirflowClient, AirflowServices, polls
 from include.sandbox.installation import Installation
 from include.sandbox.mailbox import Mailbox
@@ -30,6 +33,7 @@ from tests.dags.running import (
     INCREMENTAL,
     LIFECYCLE,
     RECOVERY,
+    ROTATION,
     RUN_WITHIN,
     SNAPSHOT,
     SOON,
@@ -205,6 +209,28 @@ def test_the_storage_lifecycle_removes_what_a_dead_run_left(on: Running) -> None
         with pytest.raises(psycopg.OperationalError):
             left.execute("SELECT 1")
     assert committed in on.manifests()
+
+
+@pytest.mark.soak
+@only_on_18
+@pytest.mark.requirement("R7.1")
+def test_a_rotation_reaches_both_regions_and_a_key_that_is_needed_is_not_retired(on: Running) -> None:
+    old, attempt = on.catalog.keyring, new_attempt()
+    dek = create_data_key(on.catalog.bucket, old, owner="wal-1", attempt=attempt)
+    on.client.unpause(ROTATION)
+    run = on.client.trigger(ROTATION, conf={"kinds": "both", "retire": old.current_kek})
+    assert on.client.wait(ROTATION, run, within=RUN_WITHIN) == "failed"
+
+    tasks = on.client.tasks(ROTATION, run)
+    assert {name for name, task in tasks.items() if task["state"] == "failed"} == {"retire", "watcher"}
+    assert "wraps until" in on.explain(run, ROTATION)
+    assert any("Key rotation FAILED at retire" in mail.subject for mail in on.mails)
+    made = on.client.xcom(ROTATION, run, "new_keys")["made"]
+    new = Keyring.load(on.installation.keyring)
+    assert (new.ids - old.ids, new.lasting_keks) == ({*made}, (made[0],))
+    alone = replace(new, keks={made[0]: new.keks[made[0]]})
+    assert open_data_key(on.catalog.bucket, alone, owner="wal-1", attempt=attempt) == dek
+    assert old.current_kek in new.keks
 
 
 @pytest.mark.soak

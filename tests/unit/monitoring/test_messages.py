@@ -51,6 +51,7 @@ class Tags(HTMLParser):
         ("error_alert", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
         ("channel_broken", f"[Synapse backups] {BACKUP}: NOT everybody could be told"),
         ("recovered", f"[Synapse backups] {BACKUP} is done"),
+        ("rotated", f"[Synapse backups] {BACKUP}: data keys were wrapped"),
         ("recovery_failed", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
         ("recovery_refused", f"[Synapse backups] {BACKUP} was not carried out"),
         ("run_failed", f"[Synapse backups] {BACKUP} FAILED at execute.create_backup: pg_dump ended with 1."),
@@ -70,6 +71,7 @@ def test_who_hears_of_backups_hears_of_recoveries_and_of_other_runs() -> None:
     assert {kind: heard_by(kind) for kind in get_args(Kind) if heard_by(kind) != kind} == {
         "recovered": "success_report",
         "recovery_failed": "error_alert",
+        "rotated": "success_report",
         "recovery_refused": "status_update",
         "run_failed": "error_alert",
     }
