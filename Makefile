@@ -41,6 +41,7 @@ bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, 
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.physical
 	$(BIN)/python -m benchmarks.replication
+	$(BIN)/python -m benchmarks.rotation
 
 .venv/awscli: Makefile
 	$(PYTHON) -m venv $@
