@@ -17,7 +17,7 @@ from include.policy import Policy
 from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.contents import STRUCTURE
 from include.repository.envelopes import create_data_key
-from include.repository.layout import BackupId
+from include.repository.layout import PACKS, BackupId
 from include.repository.manifest import (
     Artifact,
     BaseBackup,
@@ -34,6 +34,7 @@ from include.repository.manifest import (
     artifact_place,
     describe,
 )
+from include.repository.packs import PackHome
 
 if TYPE_CHECKING:
     from include.backup.consistency import Point
@@ -125,6 +126,11 @@ class Attempt:
             if not job.cancelled() and (failure := job.exception()) and not isinstance(failure, _StoppedError):
                 raise failure
 
+    @property
+    def pack_home(self) -> PackHome:
+        """Where packs lie that are this backup's alone, under its own data key."""
+        return PackHome(f"{self.backup.attempt_prefix(self.name)}{PACKS}", self._key, self.backup.tags)
+
     def manifest(
         self,
         point: Point,
@@ -137,26 +143,35 @@ class Attempt:
         base: BaseBackup | None = None,
         wal: WalWindow | None = None,
     ) -> Manifest:
-        """What commits the backup, once everything is written."""
-        usage = self.progress.usage()
-        return Manifest(
-            id=str(self.backup),
-            type=self.backup.type,
-            attempt=self.name,
-            slot=slot,
-            started=started,
-            finished=datetime.now(UTC),
-            consistency_point=ConsistencyPoint(
+        """What commits a backup of that point, once everything is written."""
+        return self.manifest_of(
+            ConsistencyPoint(
                 time=point.time,
                 lsn=point.lsn,
                 restore_point=point.restore_point,
                 objects_as_of=point.observations.objects_as_of,
                 configuration_commit=point.observations.configuration.commit,
             ),
-            write_stop=WriteStop(requested_us=round(point.stopped * 1e6), held_us=round(point.held * 1e6)),
+            WriteStop(requested_us=round(point.stopped * 1e6), held_us=round(point.held * 1e6)),
+            slot=slot,
+            started=started,
             database=database,
             objects=objects,
             configuration=configuration,
+            base=base,
+            wal=wal,
+        )
+
+    def manifest_of(self, point: ConsistencyPoint, stop: WriteStop, **contents: Any) -> Manifest:
+        """The same, of a point that was written down before; `contents` are the manifest's other fields."""
+        usage = self.progress.usage()
+        return Manifest(
+            id=str(self.backup),
+            type=self.backup.type,
+            attempt=self.name,
+            finished=datetime.now(UTC),
+            consistency_point=point,
+            write_stop=stop,
             artifacts=tuple(sorted(self._artifacts, key=lambda artifact: artifact.name)),
             packs=tuple(self._packs),
             cost=Cost(
@@ -165,8 +180,7 @@ class Attempt:
                 peak_memory_bytes=usage.peak_memory_bytes,
             ),
             warnings=tuple(self._warnings),
-            base=base,
-            wal=wal,
+            **contents,
         )
 
 

@@ -86,7 +86,7 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
         )
     for pack in manifest.packs:
         table.add_row(
-            *(f"packs/{pack.id}", pack.component, pack.retention_class),
+            *(pack.key, pack.component, pack.retention_class),
             *(megabytes(pack.raw_bytes), megabytes(pack.stored_bytes), f"{pack.members} members"),
         )
     OUT.print(table)

@@ -21,6 +21,7 @@ from include.cli.place import (
     server,
 )
 from include.cli.printing import OUT, print_json, progress_bar
+from include.errors import BackupError
 from include.pipeline.store import Bucket
 from include.recovery.configuration import restore_configuration, return_files
 from include.recovery.database import restore_database, restore_part
@@ -237,6 +238,13 @@ class _Asked:
         self, opened: OpenedBackup, *, database: str | None, objects: str | None, configuration: Path | None
     ) -> None:
         """Raise for a component that none of the places that are named would get."""
+        for place, there, what in (
+            (database, opened.database_components(), "database"),
+            (objects, opened.object_components(), "objects"),
+            (configuration, opened.configuration_components(), "configuration"),
+        ):
+            if place and not there:
+                raise nothing_of(opened.manifest.id, what)
         known = [
             *(opened.database_components() if database else []),
             *(opened.object_components() if objects else []),
@@ -263,14 +271,21 @@ class _Asked:
         return [name for name in self.components if name in there]
 
 
+def nothing_of(backup: str, what: str) -> BackupError:
+    """The error for a place that nothing of the backup would go to: an archive is of one class alone."""
+    return BackupError(
+        f"{backup} has no {what}.", mend=f"Leave --{what} out; `python -m include.cli show {backup}` lists what it has."
+    )
+
+
 def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> dict[str, Any]:
-    if asked.a_part:
+    if asked.a_part or opened.manifest.type == "archive":
         restored = restore_part(
             opened,
             server=server(),
             name=name,
             scratch=scratch,
-            components=asked.of(opened.database_components()),
+            components=asked.of(opened.database_components()) if asked.a_part else opened.database_components(),
             tables=asked.tables,
         )
     else:

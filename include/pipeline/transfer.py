@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from include.pipeline.store import Bucket, StoreError, UploadGone, checksum
 
@@ -145,6 +146,11 @@ class Upload:
             )
         kept = {"ChecksumSHA256": digest} if "ChecksumSHA256" in answer else {}
         return {"PartNumber": number, "ETag": answer["ETag"], **kept}
+
+
+def tag_query(tags: Mapping[str, str]) -> str:
+    """Tags as `Upload` takes them. A space is `%20`: to some stores a plus is a plus."""
+    return urlencode(tags, quote_via=quote)
 
 
 def fetch_ranges(bucket: Bucket, ranges: Iterator[tuple[str, int, int]], *, in_flight: int) -> Iterator[bytes]:
