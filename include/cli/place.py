@@ -35,6 +35,7 @@ BackupArgument = Annotated[
 DespiteOption = Annotated[
     bool, typer.Option("--despite-verification", help="Also when the backup failed its verification.")
 ]
+REPLICA = "The second region, where a command writes there"
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -46,6 +47,9 @@ class Place:
     endpoint_url: str | None
     region: str | None
     keyring: Path | None
+    replica_bucket: str | None = None
+    replica_endpoint_url: str | None = None
+    replica_profile: str | None = None
 
     def policy(self) -> Policy:
         """The policy in force (`BACKUP_POLICY`)."""
@@ -68,6 +72,17 @@ class Place:
             endpoint_url=self.endpoint_url,
         )
 
+    def replica(self) -> Catalog:
+        """The backups in the second region: the policy's replica, elsewhere and with other credentials where told."""
+        replica = self.policy().storage.replica
+        bucket = Bucket(
+            boto3.Session(profile_name=self.replica_profile),
+            self.replica_bucket or replica.bucket,
+            region=replica.region,
+            endpoint_url=self.replica_endpoint_url or self.endpoint_url,
+        )
+        return Catalog(bucket, self.read_keyring())
+
     def region_name(self) -> str:
         """The region of the option, of the environment, or of the policy."""
         # botocore knows AWS_DEFAULT_REGION only; every other SDK, AWS_REGION.
@@ -88,6 +103,23 @@ def place(
         str | None, typer.Option(help="The bucket's region; AWS_REGION or the policy's unless given.")
     ] = None,
     keyring: Annotated[Path | None, typer.Option(envvar=KEYRING_VARIABLE, help="The keyring file.")] = None,
+    replica_bucket: Annotated[
+        str | None, typer.Option(help="The replica's bucket; the policy's unless given.", rich_help_panel=REPLICA)
+    ] = None,
+    replica_endpoint_url: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REPLICA_ENDPOINT_URL", help="Of its store, when it is another one.", rich_help_panel=REPLICA
+        ),
+    ] = None,
+    replica_profile: Annotated[
+        str | None,
+        typer.Option(
+            envvar="REPLICA_PROFILE",
+            help="An AWS profile for it, when its credentials differ.",
+            rich_help_panel=REPLICA,
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more, on standard error.")] = False,
 ) -> None:
     """Backups of Synapse: list, show, verify, restore and decrypt them, without Airflow."""
@@ -96,7 +128,7 @@ def place(
         format="%(message)s",
         handlers=[RichHandler(console=ERR, show_path=False, show_time=verbose)],
     )
-    context.obj = Place(bucket, endpoint_url, region, keyring)
+    context.obj = Place(bucket, endpoint_url, region, keyring, replica_bucket, replica_endpoint_url, replica_profile)
 
 
 def find_backup(catalog: Catalog, name: str) -> Manifest:

@@ -59,6 +59,20 @@ class Surroundings:
             Keyring.from_environment(),
         )
 
+    @cached_property
+    def replica(self) -> Catalog:
+        """The bucket of the second region, read with the same keyring (R3.2)."""
+        replica = self.policy.storage.replica
+        return Catalog(
+            connections.bucket(
+                replica.connection,
+                name=replica.bucket,
+                region=replica.region,
+                stall_limit=self.policy.pipeline.stall_limit,
+            ),
+            self.catalog.keyring,
+        )
+
     @property
     def root(self) -> Path:
         """The directory of all temporary directories on this worker."""
