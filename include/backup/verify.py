@@ -39,6 +39,7 @@ from include.repository.layout import BackupId
 from include.repository.lsn import Lsn, is_segment, segment_lsn
 from include.repository.manifest import Manifest, ManifestRefused, WalFile
 from include.repository.packs import PackRefused
+from include.repository.shredding import require_key
 from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
 from include.repository.wal import WalArchive, WalRefused
 from include.sources.postgres.login import DatabaseLogin
@@ -81,6 +82,8 @@ VERDICTS = (
 def prove_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
     """`check_integrity`, its result written as a record; raises the same."""
     manifest = catalog.get(backup)
+    if backup.type == "archive":
+        require_key(catalog, backup)  # one that was shredded is not damaged
     return _recorded(catalog, manifest, INTEGRITY, partial(check_integrity, catalog, backup, policy, scratch=scratch))
 
 
@@ -313,7 +316,7 @@ def _recorded(
             passed=failure is None,
             when=datetime.now(UTC),
             bucket=catalog.bucket.name,
-            by=by or _prover(),
+            by=by or prover(),
             because=None if failure else because,
             milliseconds=round((time.monotonic() - began) * 1000),
             facts={name: value for name, value in facts.items() if isinstance(value, int | str)},
@@ -340,7 +343,7 @@ def _recorded(
         return {**facts, "record": None}
 
 
-def _prover() -> str:
+def prover() -> str:
     """Who proves: the user and the machine."""
     try:
         user = getpass.getuser()

@@ -11,6 +11,7 @@ import boto3
 import typer
 from rich.markup import escape
 
+from include.cli.archive import retrieve
 from include.cli.moment import absolute, restore_moment
 from include.cli.place import (
     DespiteOption,
@@ -179,6 +180,8 @@ def restore(
     asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_sound_backup(catalog, str(backup), despite=despite)
+    if manifest.type == "archive":
+        retrieve(catalog, manifest, policy)
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
     with (
         scratch_directory() as scratch,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_plus
 
 import boto3
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3.client import S3Client
 
+    from include.policy.model import RetrievalTier
+
 _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed"}
 _BUSY = {"409", "ConditionalRequestConflict"}
@@ -38,6 +40,9 @@ _GONE = {"NoSuchUpload"}
 _DENIED = {"403", "AccessDenied"}
 _PAST_END = {"416", "InvalidRange"}
 _FAILING = {429, 500, 502, 503, 504}
+_COLD, _NOT_TO_THAW = "InvalidObjectState", {"RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"}
+COLD_CLASSES = {"GLACIER", "DEEP_ARCHIVE"}
+"""Storage classes whose objects cannot be read before they are retrieved."""
 
 STALL_LIMIT = timedelta(minutes=5)
 _TRIES = 6
@@ -53,6 +58,7 @@ _MENDS = {
     "SignatureDoesNotMatch": "Correct the secret key in the credentials: it is not this access key's.",
     "RequestTimeTooSkewed": "Set this machine's clock: the store does not believe it.",
     "QuotaExceeded": "Raise the quota of the bucket or of its owner, or make room.",
+    "GlacierExpeditedRetrievalNotAvailable": "AWS has no room for expedited retrievals now: ask for Standard.",
 }
 """What a person does about the store's own words; other words get the general advice."""
 
@@ -77,6 +83,10 @@ class NotAllowed(StoreError):
     """These credentials may not do that."""
 
 
+class ObjectCold(StoreError):
+    """An object that is in Glacier, and was not retrieved."""
+
+
 class ObjectChanged(StoreError):
     """An object is no longer the version that was listed."""
 
@@ -92,6 +102,20 @@ class ObjectVersion:
     etag: str
     deleted: bool
     latest: bool
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing tells it: its stored size in bytes, and its storage class."""
+
+    key: str
+    size: int
+    storage_class: str
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether it has to be retrieved before it can be read; it may have been."""
+        return self.storage_class in COLD_CLASSES
 
 
 @dataclass(frozen=True)
@@ -269,12 +293,17 @@ class Bucket:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every current key under a prefix, page by page, in the store's order."""
+        for stored in self.objects(prefix):
+            yield stored.key
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """Every current object under a prefix, page by page, in the store's order."""
         asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
         while True:
             with self.naming("list", prefix):
                 page = self.client.list_objects_v2(**asked)
             for entry in page.get("Contents", []):
-                yield _listed_key(page, entry)
+                yield StoredObject(_listed_key(page, entry), entry["Size"], entry.get("StorageClass", "STANDARD"))
             if not page.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
@@ -318,6 +347,25 @@ class Bucket:
         """Whether the bucket keeps every version."""
         with self.naming("ask for the versioning of", ""):
             return self.client.get_bucket_versioning(Bucket=self.name).get("Status") == "Enabled"
+
+    def retrieval(self, key: str) -> Literal["warm", "cold", "coming", "retrieved"]:
+        """How an object stands to Glacier; raises `ObjectMissing`. All but *cold* and *coming* can be read."""
+        with self.naming("look at", key):
+            answer = self.client.head_object(Bucket=self.name, Key=key)
+        if answer.get("StorageClass") not in COLD_CLASSES:
+            return "warm"
+        told = answer.get("Restore", "")
+        return "coming" if 'ongoing-request="true"' in told else "retrieved" if told else "cold"
+
+    def retrieve(self, key: str, *, tier: RetrievalTier, days: int) -> None:
+        """Ask for a readable copy of an object in Glacier, for so many days; one that is coming, or warm, is fine.
+
+        One that was retrieved already stays for so many days from now.
+        """
+        with contextlib.suppress(_NothingToRetrieve), self.naming("retrieve", key):
+            self.client.restore_object(
+                Bucket=self.name, Key=key, RestoreRequest={"Days": days, "GlacierJobParameters": {"Tier": tier}}
+            )
 
     def delete(self, key: str) -> None:
         """Delete the current version of one object; an absent one is fine."""
@@ -408,9 +456,16 @@ class Bucket:
                     f"Could not {verb} {place}: it does not exist.",
                     mend="Check the bucket's name; use the replica's copy or another backup.",
                 ) from error
+            if code == _COLD:
+                raise ObjectCold(
+                    f"Could not {verb} {place}: it is in Glacier.",
+                    mend="Retrieve its archive first: `python -m include.cli thaw`, with the archive's id.",
+                ) from error
+            if code in _NOT_TO_THAW:
+                raise _NothingToRetrieve(f"Could not {verb} {place}: {code}.", mend="Nothing is to be done.") from error
             if code in _GONE:
                 raise UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING and code not in _MENDS:
                 raise StoreError(
                     f"Could not {verb} {place}: {code} {answer} ({self._tries()})",
                     mend="The store fails, or has too much to do: look at its state, lower pipeline.parts_in_flight "
@@ -448,6 +503,10 @@ class Bucket:
 
 class _AnswerCut(StoreError):
     """The store answered, and the answer did not arrive whole."""
+
+
+class _NothingToRetrieve(StoreError):
+    """An object that is being retrieved, or can be read as it is."""
 
 
 class _Conflict(StoreError):
