@@ -73,15 +73,18 @@ class Place:
         )
 
     def replica(self) -> Catalog:
-        """The backups in the second region: the policy's replica, elsewhere and with other credentials where told."""
+        """The backups in the second region, read with the same keyring."""
+        return Catalog(self.replica_backups(), self.read_keyring())
+
+    def replica_backups(self) -> Bucket:
+        """The bucket of the second region: the policy's replica, elsewhere and with other credentials where told."""
         replica = self.policy().storage.replica
-        bucket = Bucket(
+        return Bucket(
             boto3.Session(profile_name=self.replica_profile),
             self.replica_bucket or replica.bucket,
             region=replica.region,
             endpoint_url=self.replica_endpoint_url or self.endpoint_url,
         )
-        return Catalog(bucket, self.read_keyring())
 
     def region_name(self) -> str:
         """The region of the option, of the environment, or of the policy."""

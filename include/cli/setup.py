@@ -32,7 +32,7 @@ def setup(
     """
     place = context.obj
     found = set_up(
-        place.backups(), place.replica().bucket, place.policy(), replication_role=replication_role, dry_run=dry_run
+        place.backups(), place.replica_backups(), place.policy(), replication_role=replication_role, dry_run=dry_run
     )
     if as_json:
         print_json([asdict(finding) for finding in found])

@@ -258,11 +258,15 @@ def _exists(bucket: Bucket) -> bool:
 
 def _create(bucket: Bucket, region: str, *, locked: bool) -> None:
     wanted: Any = {"Bucket": bucket.name, **({"ObjectLockEnabledForBucket": True} if locked else {})}
-    abroad: Any = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+
+    def make(where: str) -> None:
+        # The one region that may not be named.
+        abroad: Any = {"CreateBucketConfiguration": {"LocationConstraint": where}} if where != "us-east-1" else {}
+        bucket.client.create_bucket(**wanted, **abroad)
+
     with bucket.naming("make", ""):
         try:
-            # The one region that may not be named.
-            bucket.client.create_bucket(**wanted, **({} if region == "us-east-1" else abroad))
+            make(region)
         except ClientError as error:
             code = error.response["Error"].get("Code")
             if code in ("BucketAlreadyExists", "OperationAborted"):
@@ -272,7 +276,7 @@ def _create(bucket: Bucket, region: str, *, locked: bool) -> None:
                 ) from error
             if code not in _ABROAD or bucket.endpoint_url is None:
                 raise
-            bucket.client.create_bucket(**wanted)  # a store that is not AWS has regions of its own
+            make(bucket.client.meta.region_name)  # a store that is not AWS has regions of its own
 
 
 def _told(answer: object) -> dict[str, Any]:
