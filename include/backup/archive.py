@@ -52,7 +52,7 @@ def make_archive(archive: BackupId, *, catalog: Catalog, policy: Policy, scratch
         )
     if (made := committed(catalog, archive)) is not None:
         return made
-    source = choose_full(catalog, archive)
+    source = choose_full(catalog, archive.moment)
     started, name = datetime.now(UTC), new_attempt()
     log.info("Making %s, attempt %s, of %s.", archive, name, source.id)
     with Progress(str(archive), every=policy.pipeline.progress_every, scratch=scratch) as progress:
@@ -74,12 +74,13 @@ def make_archive(archive: BackupId, *, catalog: Catalog, policy: Policy, scratch
     return commit(catalog, manifest)
 
 
-def choose_full(catalog: Catalog, archive: BackupId) -> Manifest:
-    """The first full backup of the archive's month (UTC, by its consistency point) that is verified.
+def choose_full(catalog: Catalog, month: datetime) -> Manifest:
+    """The first full backup of the month that a moment is in (UTC, by its consistency point) that is verified.
 
     Raises `NothingToArchive`, which names those that are not.
     """
-    begin, end = archive.moment, _next_month(archive.moment)
+    begin = BackupId.archive("any", month).moment
+    end = _next_month(begin)
     entries = [
         entry
         for entry in catalog.entries("full")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.module_loading import import_string
 from typer.testing import CliRunner, Result
 
 from include.backup.archive import NothingToArchive, make_archive
 from include.backup.verify import prove_integrity
 from include.cli.__main__ import app
+from include.operators.cold import RetrieveFromCold
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket, ObjectCold, ObjectMissing
 from include.policy import load_policy
@@ -87,10 +93,10 @@ def cli(installation: Installation, frozen: Catalog, tmp_path: Path) -> Iterator
 
 class Cli:
     def __init__(self, environment: dict[str, str], bucket: str) -> None:
-        self._environment, self._bucket = environment, bucket
+        self.environment, self._bucket = environment, bucket
 
     def __call__(self, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["--bucket", self._bucket, *arguments], env=self._environment)
+        return CliRunner().invoke(app, ["--bucket", self._bucket, *arguments], env=self.environment)
 
 
 def freeze(source: Catalog, into: Catalog, manifest: Manifest) -> None:
@@ -288,6 +294,36 @@ def test_what_is_cold_is_told_with_what_it_costs(
         assert each.usd["Expedited"] > each.usd["Standard"] > each.usd["Bulk"] > 0
         assert (warm[manifest.id].cold_objects, warm[manifest.id].usd["Standard"]) == (0, 0)
     assert "archive-personal" in cli("cold").stdout
+
+
+@pytest.mark.requirement("R3.3")
+def test_a_task_waits_for_glacier_in_the_triggerer_and_holds_no_worker(
+    frozen: Catalog,
+    catalog: Catalog,
+    archives: dict[str, Manifest],
+    *,
+    installation: Installation,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The step, its trigger and the step again, each as Airflow calls it; between them only what it keeps."""
+    manifest = archives["operational"]
+    freeze(catalog, frozen, manifest)
+    connection = installation.connections()["synapse_backups_primary"]
+    connection["extra"] |= {"service_config": {"s3": {"bucket_name": frozen.bucket.name}}}  # type: ignore[operator]
+    for name, value in {**cli.environment, "AIRFLOW_CONN_SYNAPSE_BACKUPS_PRIMARY": json.dumps(connection)}.items():
+        monkeypatch.setenv(name, value)
+    asked = {"archive": manifest.id, "tier": "Expedited"}
+    context: Any = {"ti": SimpleNamespace(xcom_pull=lambda task_ids: asked)}
+    with pytest.raises(TaskDeferred) as deferred:
+        RetrieveFromCold(task_id="retrieve").execute(context)
+    path, arguments = deferred.value.trigger.serialize()
+    event = asyncio.run(anext(aiter(import_string(path)(**arguments).run())))
+    task = RetrieveFromCold(task_id="retrieve")
+    told = getattr(task, deferred.value.method_name)(context, event.payload)
+
+    assert told == {"retrieved": len(list(references(manifest))), "warm": 0}
+    assert "can be read; 0 are on their way" in event.payload["stands"]
 
 
 # Shredded
