@@ -13,7 +13,7 @@ from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import Context, Measure, Sealer, StreamRefused, open_stream
 from include.pipeline.store import Bucket, ObjectMissing
-from include.pipeline.transfer import Upload, fetch_ranges, tag_query
+from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Pipeline
 
 FETCH_BYTES = 4 << 20
@@ -109,7 +109,7 @@ def write_artifact(
                 part_bytes=policy.part_bytes,
                 in_flight=policy.parts_in_flight,
                 room=room,
-                tags=tag_query(place.tags),
+                tags=place.tags,
             )
             with _abandoned_on_failure(upload):
                 sealer = Sealer(key, place.segment_context(number), level=level, workers=policy.compression_workers)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from include.errors import BackupError
 from include.pipeline.store import Bucket, ObjectVersion
-from include.pipeline.transfer import Upload, tag_query
+from include.pipeline.transfer import Upload
 from include.policy import Pipeline
 from include.recovery.selection import known_components, nothing_matches, some_of
 from include.sources.objects import IndexEntry, NotVersioned, versioning_command
@@ -225,7 +225,7 @@ def _restore(backup: Objects, entry: IndexEntry, target: Bucket, under: str) -> 
         in_flight=2,
         headers=entry.headers,
         metadata=entry.metadata,
-        tags=tag_query(entry.tags),
+        tags=entry.tags,
     ) as upload:
         for raw in backup.read_object(entry):
             upload.write(raw)

@@ -20,7 +20,7 @@ from include.pipeline.keys import Keyring
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import Context, Sealer, StreamRefused, open_stream
 from include.pipeline.store import Bucket, ObjectMissing
-from include.pipeline.transfer import Upload, fetch_ranges, tag_query
+from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Pipeline
 from include.repository.envelopes import create_data_key
 from include.repository.layout import PACKS, new_pack_id
@@ -180,7 +180,7 @@ class _OpenPack:
             part_bytes=policy.part_bytes,
             in_flight=1,
             room=room,
-            tags=tag_query(home.tags if home else {}),
+            tags=home.tags if home else {},
         )
         self._sha256 = hashlib.sha256()
         self.stored_bytes = self.raw_bytes = self.members = 0

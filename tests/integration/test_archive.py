@@ -171,8 +171,6 @@ def test_everything_of_an_archive_lies_below_it_and_is_under_its_one_key(archive
 def test_what_is_stored_is_tagged(archives: dict[str, Manifest], catalog: Catalog) -> None:
     for name, manifest in archives.items():
         for each in references(manifest):
-            if each.stored_bytes >= POLICY.pipeline.part_bytes:
-                continue  # ministack forgets the tags of an upload in parts; Ceph does not: `test_gateway.py`
             assert catalog.bucket.tags(each.key) == {"retention-class": name, "month": f"{MONTH:%Y-%m}"}
 
 

@@ -13,7 +13,6 @@ from include.pipeline.store import Bucket
 from include.policy import load_policy
 from include.repository import lifecycle
 from include.repository.setup import REPLICATED, Finding, set_up
-from include.sandbox.ceph import CephGateway
 from include.sandbox.s3 import S3Server
 
 POLICY = load_policy()
@@ -21,7 +20,7 @@ LOCKED = POLICY.model_copy(update={"storage": POLICY.storage.model_copy(update={
 ROLE = "arn:aws:iam::000000000000:role/replicates"
 
 
-def bucket_of(store: S3Server | CephGateway) -> Bucket:
+def bucket_of(store: S3Server) -> Bucket:
     return Bucket(
         store.session(), f"set-up-{secrets.token_hex(6)}", region=store.region, endpoint_url=store.endpoint_url
     )
@@ -120,36 +119,17 @@ def test_a_lifecycle_that_drifted_is_shown_and_mended(pair: tuple[Bucket, Bucket
     assert not lifecycle.apply(primary, POLICY)
 
 
-@pytest.mark.requirement("R3.1")
-def test_a_store_that_knows_less_is_set_up_as_far_as_it_goes(ceph: CephGateway) -> None:
-    primary, replica = bucket_of(ceph), bucket_of(ceph)
-    first = states(set_up(primary, replica, POLICY, replication_role=ROLE))
-    second = states(set_up(primary, replica, POLICY, replication_role=ROLE))
-
-    assert first[primary.name, "encryption"] == first[primary.name, "replication"] == "not known to this store"
-    assert primary.is_versioned()
-    for aspect in ("bucket", "versions", "public access", "lifecycle"):
-        assert second[primary.name, aspect] == "as it should be"
-        assert first[replica.name, aspect] in ("changed", "as it should be")
-
-
-@pytest.mark.parametrize("store", ["s3_primary", "ceph"])
-def test_with_object_lock_buckets_can_lock(request: pytest.FixtureRequest, store: str) -> None:
-    server = request.getfixturevalue(store)
-    primary, replica = bucket_of(server), bucket_of(server)
-    made = set_up(primary, replica, LOCKED)
-
-    assert states(made)[primary.name, "object lock"] == "as it should be"
+def test_with_object_lock_buckets_can_lock(pair: tuple[Bucket, Bucket]) -> None:
+    primary, replica = pair
+    made = states(set_up(primary, replica, LOCKED))
+    assert made[primary.name, "object lock"] == made[replica.name, "object lock"] == "as it should be"
     assert primary.client.get_object_lock_configuration(Bucket=primary.name)["ObjectLockConfiguration"]
 
 
-def test_a_bucket_that_must_be_made_for_locks_is_left_to_a_person(ceph: CephGateway) -> None:
-    primary, replica = bucket_of(ceph), bucket_of(ceph)
+def test_a_bucket_that_cannot_lock_yet_is_told_to(pair: tuple[Bucket, Bucket]) -> None:
+    primary, replica = pair
     set_up(primary, replica, POLICY)
-    found = {finding.aspect: finding for finding in set_up(primary, replica, LOCKED) if finding.bucket == primary.name}
-
-    assert found["object lock"].state == "left to a person"
-    assert "make a new one" in found["object lock"].detail
+    assert states(set_up(primary, replica, LOCKED))[primary.name, "object lock"] == "changed"
 
 
 def test_the_command_prints_a_table_of_it(s3_primary: S3Server, pair: tuple[Bucket, Bucket]) -> None:
