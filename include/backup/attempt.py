@@ -18,6 +18,7 @@ from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.contents import STRUCTURE
 from include.repository.envelopes import create_data_key
 from include.repository.layout import PACKS, BackupId
+from include.repository.locks import keep
 from include.repository.manifest import (
     Artifact,
     BaseBackup,
@@ -185,11 +186,17 @@ class Attempt:
 
 
 def commit(catalog: Catalog, manifest: Manifest) -> Manifest:
-    """Commit the attempt, and return the manifest that is the backup: another one's when that was first."""
+    """Commit the attempt, and return the manifest that is the backup: another one's when that was first.
+
+    Where objects are locked, what it names is as long as it is itself, whoever wrote it and for how long.
+    """
     for warning in manifest.warnings:
         log.warning("%s", warning)
     try:
-        return catalog.commit(manifest)
+        made = catalog.commit(manifest)
+        if until := catalog.bucket.lock_of(made.home).get("ObjectLockRetainUntilDate"):
+            keep(catalog.bucket, made, until)
+        return made
     except AlreadyCommitted as late:
         log.warning("%s Attempt %s leaves it as it is.", late.what, manifest.attempt)
         return late.winner

@@ -94,9 +94,15 @@ def shred(
 
     Nothing else is affected. It leaves a signed record, and bytes that nobody can read, until retention removes them.
     """
-    backup = BackupId.parse(archive)
+    backup, locks = BackupId.parse(archive), context.obj.policy().storage.object_lock
     for catalog in (context.obj.catalog(), *([context.obj.replica()] if both else [])):
-        destroyed = destroy(catalog, backup, by=prover(), because=because, now=datetime.now(UTC))
+        destroyed = destroy(
+            *(catalog, backup),
+            by=prover(),
+            because=because,
+            now=datetime.now(UTC),
+            bypass_governance=locks == "governance",
+        )
         OUT.print(
             f"{backup} is shredded in {catalog.bucket}: {destroyed} wraps of its key are destroyed.", soft_wrap=True
         )

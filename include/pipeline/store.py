@@ -6,7 +6,7 @@ import base64
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -153,6 +153,7 @@ class Bucket:
     ) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
+        self._lock: tuple[Literal["GOVERNANCE", "COMPLIANCE"], Callable[[str], datetime | None]] | None = None
         self._tried = threading.local()
         one_try = max((stall_limit.total_seconds() - _LONGEST_BACKOFF) / _TRIES, 1.0)
         self.client: S3Client = session.client(
@@ -181,6 +182,39 @@ class Bucket:
     def __repr__(self) -> str:
         return f"s3://{self.name}"
 
+    def lock_with(
+        self, mode: Literal["governance", "compliance"], locked_until: Callable[[str], datetime | None]
+    ) -> None:
+        """From now on, lock what is written for as long as `locked_until` says of its key; None is not locked."""
+        self._lock = ("GOVERNANCE" if mode == "governance" else "COMPLIANCE"), locked_until
+
+    @property
+    def locks(self) -> bool:
+        """Whether what is written here is locked."""
+        return self._lock is not None
+
+    def lock_of(self, key: str) -> dict[str, Any]:
+        """The lock of an object that is written now, as boto3 takes it; nothing for one that is not locked."""
+        if self._lock is None or (until := self._lock[1](key)) is None:
+            return {}
+        return {"ObjectLockMode": self._lock[0], "ObjectLockRetainUntilDate": until}
+
+    def retain(self, key: str, until: datetime) -> bool:
+        """Lock the current version of an object at least until then; whether it was not. Needs `lock_with`."""
+        mode = self._lock[0] if self._lock else "GOVERNANCE"
+        with self.naming("look at the lock of", key):
+            there = self.client.head_object(Bucket=self.name, Key=key)
+        if (told := there.get("ObjectLockRetainUntilDate")) is not None and told >= until:
+            return False
+        with self.naming("lock", key):
+            self.client.put_object_retention(
+                Bucket=self.name,
+                Key=key,
+                VersionId=there["VersionId"],
+                Retention={"Mode": there.get("ObjectLockMode", mode), "RetainUntilDate": until},
+            )
+        return True
+
     def put(
         self,
         key: str,
@@ -198,6 +232,7 @@ class Bucket:
                 ChecksumSHA256=checksum(body),
                 ContentType=content_type,
                 Metadata=dict(metadata or {}),
+                **self.lock_of(key),
             )
 
     def create(self, key: str, body: bytes, *, content_type: str = "application/json") -> None:
@@ -215,6 +250,7 @@ class Bucket:
                         IfNoneMatch="*",
                         ChecksumSHA256=checksum(body),
                         ContentType=content_type,
+                        **self.lock_of(key),
                     )
             except ObjectExists:
                 # An answer that was lost makes the client send the same bytes again: finding our own is success.
@@ -377,10 +413,14 @@ class Bucket:
         with self.naming("hide", key):
             return self.client.delete_object(Bucket=self.name, Key=key).get("VersionId")
 
-    def delete_version(self, key: str, version_id: str) -> None:
-        """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it."""
+    def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
+        """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it.
+
+        A lock in governance mode gives way to `bypass_governance`, for who is allowed to.
+        """
+        bypass: Any = {"BypassGovernanceRetention": True} if bypass_governance else {}
         with self.naming(f"delete version {version_id} of", key):
-            self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id)
+            self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id, **bypass)
 
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Every multipart upload under a prefix that was begun and not ended, page by page."""

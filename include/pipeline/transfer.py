@@ -47,6 +47,7 @@ class Upload:
             "Metadata": dict(metadata or {}),
             # Some stores take a plus for a plus.
             **({"Tagging": urlencode(tags, quote_via=quote)} if tags else {}),
+            **bucket.lock_of(key),
         }
         self._tags = dict(tags or {})
         self._buffer = bytearray()
@@ -103,12 +104,15 @@ class Upload:
                 # An answer that was lost makes the client ask again, and some stores know the upload no more.
                 if not self._has_appeared():
                     raise
-            if self._tags:
-                self._tag()
+            self._insist()
         self._completed = True
 
-    def _tag(self) -> None:
-        """Once more: neither Ceph nor ministack keeps the tags that an upload in parts began with."""
+    def _insist(self) -> None:
+        """Tags and lock, once more: neither Ceph nor ministack keeps all that an upload in parts began with."""
+        if until := self._headers.get("ObjectLockRetainUntilDate"):
+            self._bucket.retain(self.key, until)
+        if not self._tags:
+            return
         with self._bucket.naming("tag", self.key):
             self._bucket.client.put_object_tagging(
                 Bucket=self._bucket.name,

@@ -55,12 +55,21 @@ class Shredding(SignedDocument):
         return _home(self.archive)
 
 
-def shred(catalog: Catalog, archive: BackupId, *, by: str, because: str, now: datetime, held: str | None = None) -> int:
+def shred(
+    catalog: Catalog,
+    archive: BackupId,
+    *,
+    by: str,
+    because: str,
+    now: datetime,
+    held: str | None = None,
+    bypass_governance: bool = False,
+) -> int:
     """Destroy every version of every wrap of the archive's data key in one bucket; returns how many there were.
 
     The record is written first. One that is there already stays, and the rest is done again. `held` is why somebody
-    holds it. Raises `NotShreddable`, `NoSuchBackup`, or `StoreError` where the store keeps a wrap (Object Lock, a
-    missing permission): then it is not shredded yet, and says so.
+    holds it; a lock in governance mode gives way to `bypass_governance`. Raises `NotShreddable`, `NoSuchBackup`, or
+    `StoreError` where the store keeps a wrap (Object Lock, a missing permission): then it is not shredded yet.
     """
     if archive.type != "archive":
         raise NotShreddable(
@@ -76,7 +85,7 @@ def shred(catalog: Catalog, archive: BackupId, *, by: str, because: str, now: da
     destroyed = 0
     while wraps := list(catalog.bucket.versions(f"{KEYS}{archive}/")):
         for wrap in wraps:
-            catalog.bucket.delete_version(wrap.key, wrap.version_id)
+            catalog.bucket.delete_version(wrap.key, wrap.version_id, bypass_governance=bypass_governance)
         destroyed += sum(not wrap.deleted for wrap in wraps)
     log.warning("%s is shredded in %s: %d wraps of its key are destroyed.", archive, catalog.bucket, destroyed)
     return destroyed
