@@ -19,16 +19,22 @@ from include.pipeline.progress import Progress
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Entry
 from include.repository.manifest import Manifest, moment_text
+from include.repository.shredding import shredded
 from include.repository.verification import Verification, told
 
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every backup in the bucket, oldest first, and what was proved of it; what cannot be trusted, with the reason."""
-    entries = context.obj.catalog().entries()
+    catalog = context.obj.catalog()
+    entries, gone = catalog.entries(), shredded(catalog)
     if as_json:
         print_json(
             [
-                {**summary(entry.manifest), "verification": _facts(entry.verification)}
+                {
+                    **summary(entry.manifest),
+                    "verification": _facts(entry.verification),
+                    "shredded": entry.manifest.id in gone,
+                }
                 if entry.manifest
                 else {"key": entry.key, "refused": entry.refused}
                 for entry in entries
@@ -46,7 +52,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
         table.add_row(
             manifest.id,
             moment_text(manifest.consistency_point.time),
-            _in_short(entry.verification),
+            "[red]shredded[/]" if manifest.id in gone else _in_short(entry.verification),
             "-" if manifest.database.rows is None else f"{manifest.database.rows:,}",
             f"{manifest.objects.objects:,}",
             megabytes(manifest.raw_bytes),

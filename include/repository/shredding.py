@@ -18,7 +18,7 @@ from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing
 from include.repository.catalog import Catalog
-from include.repository.layout import KEYS, SHREDDED, BackupId
+from include.repository.layout import KEYS, SHREDDED, BackupId, named_by
 from include.repository.manifest import moment_text
 from include.repository.signed import SignedDocument
 
@@ -94,13 +94,24 @@ def shred(
 def read_shredding(bucket: Bucket, keyring: Keyring, archive: BackupId) -> Shredding | None:
     """What was written down of an archive's shredding in this bucket; None for one that was not shredded.
 
-    Raises `ShreddingRefused`.
+    A record that is not genuine is none, and told in the log: who may only write into the bucket must not be able to
+    stop a restore. Without its key an archive is unreadable in any case.
     """
     key = _home(str(archive))
     try:
         return Shredding.open(bucket.read_oldest(key), keyring, key=key)
     except ObjectMissing:
         return None
+    except ShreddingRefused as refused:
+        log.warning("That %s was shredded is not believed: %s", archive, refused.what)
+        return None
+
+
+def shredded(catalog: Catalog) -> frozenset[str]:
+    """The ids of the archives that were shredded in this bucket."""
+    names = (key.removeprefix(SHREDDED).removesuffix(".json") for key in catalog.bucket.keys(SHREDDED))
+    ids = filter(None, map(named_by, names))
+    return frozenset(str(each) for each in ids if read_shredding(catalog.bucket, catalog.keyring, each))
 
 
 def require_key(catalog: Catalog, archive: BackupId) -> None:

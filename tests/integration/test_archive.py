@@ -329,15 +329,19 @@ def test_a_task_waits_for_glacier_in_the_triggerer_and_holds_no_worker(
 
 @pytest.mark.requirement("R8.1")
 def test_a_classes_month_is_shredded_and_nothing_else_is(
-    cli: Cli, archives: dict[str, Manifest], frozen: Catalog, tmp_path: Path
+    cli: Cli, archives: dict[str, Manifest], frozen: Catalog, catalog: Catalog
 ) -> None:
     gone = archives["personal"]
     kept = {each.key: each for each in frozen.bucket.versions("") if not each.key.startswith(f"keys/{gone.id}/")}
-    done = cli("shred", gone.id, "--because", "the data subject asked")
+    other = ("--replica-bucket", catalog.bucket.name)
+    done = cli(*other, "shred", gone.id, "--because", "the data subject asked", "--both")
     after = {each.key: each for each in frozen.bucket.versions("")}
 
     assert done.exit_code == 0, done.output
-    assert "1 wraps of its key are destroyed" in done.stdout
+    assert done.stdout.count("1 wraps of its key are destroyed") == 2
+    assert not list(catalog.bucket.keys(f"keys/{gone.id}/"))
+    listed = {each["id"]: each["shredded"] for each in json.loads(cli("list", "--json").stdout)}
+    assert listed == {manifest.id: manifest.id == gone.id for manifest in archives.values()}
     assert not [key for key in after if key.startswith(f"keys/{gone.id}/")]
     assert {key: after[key] for key in kept} == kept
     assert set(after) - set(kept) == {f"shredded/{gone.id}.json"}
@@ -359,7 +363,7 @@ def test_a_shredding_that_was_cut_is_ended_and_keeps_its_first_words(
     now = datetime.now(UTC)
 
     class Cut(Bucket):
-        def delete_version(self, key: str, version_id: str) -> None:
+        def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
             raise KeyboardInterrupt
 
     bucket = Cut(
@@ -371,6 +375,15 @@ def test_a_shredding_that_was_cut_is_ended_and_keeps_its_first_words(
     assert shred(catalog, archive, by="two", because="second", now=now) == 1
     with pytest.raises(ArchiveShredded, match="by one: first"):
         prove_integrity(catalog, archive, POLICY, scratch=Path("/nowhere"))
+
+
+def test_who_may_only_write_cannot_pretend_a_shredding(
+    catalog: Catalog, archives: dict[str, Manifest], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    archive = archives["financial"].backup
+    catalog.bucket.put(f"shredded/{archive}.json", b"{}")
+    prove_integrity(catalog, archive, POLICY, scratch=tmp_path)
+    assert "is not believed" in caplog.text
 
 
 def test_what_is_held_or_no_archive_is_not_shredded(
