@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, Param
 
@@ -94,6 +94,7 @@ with DAG(
     select = SelectArchive(task_id=SELECT, doc_md="**R5.1** Which archive, what it has, how fast, and where to.")
     retrieve = RetrieveFromCold(
         task_id="retrieve",
+        execution_timeout=timedelta(hours=1),  # of asking and looking; the wait is in the triggerer
         doc_md="**R3.3** Out of Glacier: asked for, and waited for without a worker, until every object can be read.",
     )
     restore = RestoreArchive(

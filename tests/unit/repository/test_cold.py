@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
+from include.pipeline.store import ObjectMissing, StoreError
 from include.policy import load_policy
 from include.repository import cold
+from include.repository.catalog import Catalog
 from include.repository.cold import Retrieval, StillCold
 from include.repository.lifecycle import CURRENT_COUNTS, desired, in_words
 
@@ -38,6 +42,29 @@ def test_what_stays_cold_ends_the_wait_with_how_it_stands(monkeypatch: pytest.Mo
     with pytest.raises(StillCold, match=r"5 of 10 objects can be read; 3 are on their way, 2 are cold \(5.0 MB\)"):
         cold.wait(None, None, POLICY, "Expedited", report=lambda _: None, pause=pauses.append)  # type: ignore[arg-type]
     assert sum(pauses) == pytest.approx(3600 + 300)
+
+
+@pytest.mark.requirement("R3.3")
+def test_what_the_store_says_to_a_retrieval_is_understood(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = catalog.bucket
+
+    def answers(code: str, status: int) -> None:
+        told: Any = {"Error": {"Code": code, "Message": ""}, "ResponseMetadata": {"HTTPStatusCode": status}}
+
+        def refuse(**_: object) -> None:
+            raise ClientError(told, "RestoreObject")
+
+        monkeypatch.setattr(bucket.client, "restore_object", refuse)
+
+    for code, status in (("RestoreAlreadyInProgress", 409), ("ObjectAlreadyInActiveTierError", 403)):
+        answers(code, status)
+        bucket.retrieve("k", tier="Standard", days=7)
+    answers("GlacierExpeditedRetrievalNotAvailable", 503)
+    with pytest.raises(StoreError, match="ask for Standard"):
+        bucket.retrieve("k", tier="Expedited", days=7)
+    answers("NoSuchKey", 404)
+    with pytest.raises(ObjectMissing):
+        bucket.retrieve("k", tier="Bulk", days=7)
 
 
 @pytest.mark.requirement("R3.3", "R5.4")
