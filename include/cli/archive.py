@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Column, Table
@@ -13,7 +13,8 @@ from include.backup.verify import prover
 from include.cli.place import JsonOption
 from include.cli.printing import ERR, OUT, megabytes, print_json
 from include.policy import Policy
-from include.repository import cold as tier
+from include.policy.model import RetrievalTier
+from include.repository import cold as glacier
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
@@ -24,7 +25,7 @@ ArchiveArgument = Annotated[
     str, typer.Argument(metavar="ARCHIVE", help="As `list` shows it: archive-financial-2026-11.")
 ]
 TierOption = Annotated[
-    Literal["Expedited", "Standard", "Bulk"] | None,
+    RetrievalTier | None,
     typer.Option("--tier", help="How fast, and how dear (`cold` shows it); the policy's unless given."),
 ]
 
@@ -32,7 +33,7 @@ TierOption = Annotated[
 def cold(context: typer.Context, as_json: JsonOption = False) -> None:
     """What of each archive is in Glacier, and what having it back would cost and take."""
     policy: Policy = context.obj.policy()
-    found = tier.report(context.obj.catalog(), policy)
+    found = glacier.report(context.obj.catalog(), policy)
     retrievals = policy.storage.cold.retrievals
     if as_json:
         within = {name: each.within.total_seconds() for name, each in retrievals.items()}
@@ -69,16 +70,16 @@ def retrieve(
     manifest: Manifest,
     policy: Policy,
     *,
-    speed: Literal["Expedited", "Standard", "Bulk"] | None = None,
+    speed: RetrievalTier | None = None,
     wait: bool = True,
 ) -> None:
     """Have an archive readable, telling on standard error how it stands; one that is warm is at once."""
     require_key(catalog, manifest.backup)
-    stands = tier.look(catalog.bucket, manifest)
+    stands = glacier.look(catalog.bucket, manifest)
     if not stands.is_readable:
-        stands = tier.request(catalog.bucket, manifest, policy, speed)
+        stands = glacier.request(catalog.bucket, manifest, policy, speed)
     if not stands.is_readable and wait:
-        tier.wait(catalog.bucket, manifest, policy, speed, report=lambda each: ERR.print(f"{each}", soft_wrap=True))
+        glacier.wait(catalog.bucket, manifest, policy, speed, report=lambda each: ERR.print(f"{each}", soft_wrap=True))
     else:
         ERR.print(f"{stands}", soft_wrap=True)
 
