@@ -234,6 +234,8 @@ def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: 
     manifest = catalog.get(backup)
     if manifest.type == "incremental":
         return _check_increment(manifest)
+    if manifest.type == "archive":
+        return _check_archive(manifest)
     with Progress(f"weighing {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
         sizes = Sizes.of(OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress))
         if misfits := list(sizes.misfits()):
@@ -266,6 +268,17 @@ def _check_increment(manifest: Manifest) -> Facts:
             mend="Run a snapshot backup now, and look at this increment.",
         )
     return {"object_bytes": manifest.objects.raw_bytes, "log_bytes": manifest.wal.raw_bytes if manifest.wal else 0}
+
+
+def _check_archive(manifest: Manifest) -> Facts:
+    """What it is a copy of was weighed; it is compared with no other month's, of which its class may have more."""
+    packed = sum(pack.raw_bytes for pack in manifest.packs)
+    if packed != manifest.objects.raw_bytes:
+        raise SizeSuspect(
+            f"The sizes of {manifest.id} do not fit: {packed} bytes in packs, {manifest.objects.raw_bytes} of objects.",
+            mend="Do not rely on this archive; keep the full backup that it was copied from.",
+        )
+    return {"object_bytes": packed, "compared_with": 0}
 
 
 def _before(catalog: Catalog, manifest: Manifest, policy: Policy, progress: Progress) -> list[Sizes]:

@@ -16,7 +16,7 @@ from airflow.sdk.module_loading import import_string
 from typer.testing import CliRunner, Result
 
 from include.backup.archive import NothingToArchive, make_archive
-from include.backup.verify import prove_integrity
+from include.backup.verify import prove_integrity, prove_sizes
 from include.cli.__main__ import app
 from include.operators.cold import RetrieveFromCold
 from include.pipeline.progress import Progress
@@ -180,6 +180,7 @@ def test_an_archive_is_read_back_as_any_backup(
 ) -> None:
     for manifest in archives.values():
         prove_integrity(catalog, manifest.backup, POLICY, scratch=sandbox_directory)
+        prove_sizes(catalog, manifest.backup, POLICY, scratch=sandbox_directory)
         assert catalog.verification(manifest).state == "verified"
 
 
