@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from include.backup.archive import NothingToArchive, make_archive
 from include.backup.verify import prove_integrity, prove_sizes
 from include.cli.__main__ import app
-from include.operators.cold import RetrieveFromCold
+from include.operators.cold import ApplyLifecycle, ReportCold, RetrieveFromCold
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket, ObjectCold, ObjectMissing
 from include.policy import load_policy
@@ -295,23 +295,25 @@ def test_what_is_cold_is_told_with_what_it_costs(
     assert "archive-personal" in cli("cold").stdout
 
 
+@pytest.fixture
+def airflow(installation: Installation, frozen: Catalog, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has: the connections, with the frozen bucket as the primary's, and the engine's variables."""
+    connections = installation.connections()
+    connections["synapse_backups_primary"]["extra"] |= {  # type: ignore[operator]
+        "service_config": {"s3": {"bucket_name": frozen.bucket.name}}
+    }
+    given = {f"AIRFLOW_CONN_{name.upper()}": json.dumps(each) for name, each in connections.items()}
+    for name, value in {**cli.environment, **given}.items():
+        monkeypatch.setenv(name, value)
+
+
 @pytest.mark.requirement("R3.3")
 def test_a_task_waits_for_glacier_in_the_triggerer_and_holds_no_worker(
-    frozen: Catalog,
-    catalog: Catalog,
-    archives: dict[str, Manifest],
-    *,
-    installation: Installation,
-    cli: Cli,
-    monkeypatch: pytest.MonkeyPatch,
+    airflow: None, frozen: Catalog, catalog: Catalog, archives: dict[str, Manifest]
 ) -> None:
     """The step, its trigger and the step again, each as Airflow calls it; between them only what it keeps."""
     manifest = archives["operational"]
     freeze(catalog, frozen, manifest)
-    connection = installation.connections()["synapse_backups_primary"]
-    connection["extra"] |= {"service_config": {"s3": {"bucket_name": frozen.bucket.name}}}  # type: ignore[operator]
-    for name, value in {**cli.environment, "AIRFLOW_CONN_SYNAPSE_BACKUPS_PRIMARY": json.dumps(connection)}.items():
-        monkeypatch.setenv(name, value)
     asked = {"archive": manifest.id, "tier": "Expedited"}
     context: Any = {"ti": SimpleNamespace(xcom_pull=lambda task_ids: asked)}
     with pytest.raises(TaskDeferred) as deferred:
@@ -323,6 +325,23 @@ def test_a_task_waits_for_glacier_in_the_triggerer_and_holds_no_worker(
 
     assert told == {"retrieved": len(list(references(manifest))), "warm": 0}
     assert "can be read; 0 are on their way" in event.payload["stands"]
+
+
+@pytest.mark.requirement("R3.3")
+def test_the_daily_steps_mend_both_buckets_and_tell_what_is_cold(
+    airflow: None, installation: Installation, frozen: Catalog, archives: dict[str, Manifest]
+) -> None:
+    nothing: Any = {}
+    first = ApplyLifecycle(task_id="apply_lifecycle").execute(nothing)["mended"]
+    second = ApplyLifecycle(task_id="apply_lifecycle").execute(nothing)["mended"]
+    told = ReportCold(task_id="report_cold").execute(nothing)
+
+    assert set(first) == {frozen.bucket.name, installation.replica_backups}
+    assert all(lines for lines in first.values())
+    assert not any(second.values())
+    assert told["archives"] == len(archives)
+    assert told["cold_bytes"] == sum(manifest.stored_bytes for manifest in archives.values())
+    assert told["within_seconds"]["Standard"] == 5 * 3600
 
 
 # Shredded
