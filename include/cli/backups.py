@@ -26,7 +26,9 @@ from include.repository.verification import Verification, told
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every backup in the bucket, oldest first, and what was proved of it; what cannot be trusted, with the reason."""
     catalog = context.obj.catalog()
-    entries, gone = catalog.entries(), shredded(catalog)
+    entries = catalog.entries()
+    archived = any(entry.manifest.type == "archive" for entry in entries if entry.manifest)
+    gone = shredded(catalog) if archived else frozenset()
     if as_json:
         print_json(
             [
