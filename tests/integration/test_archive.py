@@ -187,8 +187,10 @@ def test_an_archive_is_read_back_as_any_backup(
 def test_an_archive_that_is_there_is_not_made_again(
     archives: dict[str, Manifest], catalog: Catalog, tmp_path: Path
 ) -> None:
+    before = list(catalog.bucket.versions(""))
     again = make_archive(archive_of("financial"), catalog=catalog, policy=POLICY, scratch=tmp_path)
     assert again == archives["financial"]
+    assert list(catalog.bucket.versions("")) == before
 
 
 @pytest.mark.requirement("R8.1")
