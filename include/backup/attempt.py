@@ -17,7 +17,8 @@ from include.policy import Policy
 from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.contents import STRUCTURE
 from include.repository.envelopes import create_data_key
-from include.repository.layout import BackupId
+from include.repository.layout import PACKS, BackupId
+from include.repository.locks import keep
 from include.repository.manifest import (
     Artifact,
     BaseBackup,
@@ -34,6 +35,7 @@ from include.repository.manifest import (
     artifact_place,
     describe,
 )
+from include.repository.packs import PackHome
 
 if TYPE_CHECKING:
     from include.backup.consistency import Point
@@ -125,6 +127,11 @@ class Attempt:
             if not job.cancelled() and (failure := job.exception()) and not isinstance(failure, _StoppedError):
                 raise failure
 
+    @property
+    def pack_home(self) -> PackHome:
+        """Where packs lie that are this backup's alone, under its own data key."""
+        return PackHome(f"{self.backup.attempt_prefix(self.name)}{PACKS}", self._key, self.backup.tags)
+
     def manifest(
         self,
         point: Point,
@@ -137,26 +144,35 @@ class Attempt:
         base: BaseBackup | None = None,
         wal: WalWindow | None = None,
     ) -> Manifest:
-        """What commits the backup, once everything is written."""
-        usage = self.progress.usage()
-        return Manifest(
-            id=str(self.backup),
-            type=self.backup.type,
-            attempt=self.name,
-            slot=slot,
-            started=started,
-            finished=datetime.now(UTC),
-            consistency_point=ConsistencyPoint(
+        """What commits a backup of that point, once everything is written."""
+        return self.manifest_of(
+            ConsistencyPoint(
                 time=point.time,
                 lsn=point.lsn,
                 restore_point=point.restore_point,
                 objects_as_of=point.observations.objects_as_of,
                 configuration_commit=point.observations.configuration.commit,
             ),
-            write_stop=WriteStop(requested_us=round(point.stopped * 1e6), held_us=round(point.held * 1e6)),
+            WriteStop(requested_us=round(point.stopped * 1e6), held_us=round(point.held * 1e6)),
+            slot=slot,
+            started=started,
             database=database,
             objects=objects,
             configuration=configuration,
+            base=base,
+            wal=wal,
+        )
+
+    def manifest_of(self, point: ConsistencyPoint, stop: WriteStop, **contents: Any) -> Manifest:
+        """The same, of a point that was written down before; `contents` are the manifest's other fields."""
+        usage = self.progress.usage()
+        return Manifest(
+            id=str(self.backup),
+            type=self.backup.type,
+            attempt=self.name,
+            finished=datetime.now(UTC),
+            consistency_point=point,
+            write_stop=stop,
             artifacts=tuple(sorted(self._artifacts, key=lambda artifact: artifact.name)),
             packs=tuple(self._packs),
             cost=Cost(
@@ -165,17 +181,22 @@ class Attempt:
                 peak_memory_bytes=usage.peak_memory_bytes,
             ),
             warnings=tuple(self._warnings),
-            base=base,
-            wal=wal,
+            **contents,
         )
 
 
 def commit(catalog: Catalog, manifest: Manifest) -> Manifest:
-    """Commit the attempt, and return the manifest that is the backup: another one's when that was first."""
+    """Commit the attempt, and return the manifest that is the backup: another one's when that was first.
+
+    Where objects are locked, what it names is as long as it is itself, whoever wrote it and for how long.
+    """
     for warning in manifest.warnings:
         log.warning("%s", warning)
     try:
-        return catalog.commit(manifest)
+        made = catalog.commit(manifest)
+        if until := catalog.bucket.lock_of(made.home).get("ObjectLockRetainUntilDate"):
+            keep(catalog.bucket, made, until)
+        return made
     except AlreadyCommitted as late:
         log.warning("%s Attempt %s leaves it as it is.", late.what, manifest.attempt)
         return late.winner

@@ -39,6 +39,7 @@ from include.repository.layout import BackupId
 from include.repository.lsn import Lsn, is_segment, segment_lsn
 from include.repository.manifest import Manifest, ManifestRefused, WalFile
 from include.repository.packs import PackRefused
+from include.repository.shredding import require_key
 from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
 from include.repository.wal import WalArchive, WalRefused
 from include.sources.postgres.login import DatabaseLogin
@@ -81,6 +82,8 @@ VERDICTS = (
 def prove_integrity(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: Path) -> Facts:
     """`check_integrity`, its result written as a record; raises the same."""
     manifest = catalog.get(backup)
+    if backup.type == "archive":
+        require_key(catalog, backup)  # one that was shredded is not damaged
     return _recorded(catalog, manifest, INTEGRITY, partial(check_integrity, catalog, backup, policy, scratch=scratch))
 
 
@@ -231,6 +234,8 @@ def check_sizes(catalog: Catalog, backup: BackupId, policy: Policy, *, scratch: 
     manifest = catalog.get(backup)
     if manifest.type == "incremental":
         return _check_increment(manifest)
+    if manifest.type == "archive":
+        return _check_archive(manifest)
     with Progress(f"weighing {backup}", every=policy.pipeline.progress_every, scratch=scratch) as progress:
         sizes = Sizes.of(OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress))
         if misfits := list(sizes.misfits()):
@@ -263,6 +268,17 @@ def _check_increment(manifest: Manifest) -> Facts:
             mend="Run a snapshot backup now, and look at this increment.",
         )
     return {"object_bytes": manifest.objects.raw_bytes, "log_bytes": manifest.wal.raw_bytes if manifest.wal else 0}
+
+
+def _check_archive(manifest: Manifest) -> Facts:
+    """What it is a copy of was weighed; it is compared with no other month's, of which its class may have more."""
+    packed = sum(pack.raw_bytes for pack in manifest.packs)
+    if packed != manifest.objects.raw_bytes:
+        raise SizeSuspect(
+            f"The sizes of {manifest.id} do not fit: {packed} bytes in packs, {manifest.objects.raw_bytes} of objects.",
+            mend="Do not rely on this archive; keep the full backup that it was copied from.",
+        )
+    return {"object_bytes": packed, "compared_with": 0}
 
 
 def _before(catalog: Catalog, manifest: Manifest, policy: Policy, progress: Progress) -> list[Sizes]:
@@ -313,7 +329,7 @@ def _recorded(
             passed=failure is None,
             when=datetime.now(UTC),
             bucket=catalog.bucket.name,
-            by=by or _prover(),
+            by=by or prover(),
             because=None if failure else because,
             milliseconds=round((time.monotonic() - began) * 1000),
             facts={name: value for name, value in facts.items() if isinstance(value, int | str)},
@@ -340,7 +356,7 @@ def _recorded(
         return {**facts, "record": None}
 
 
-def _prover() -> str:
+def prover() -> str:
     """Who proves: the user and the machine."""
     try:
         user = getpass.getuser()

@@ -9,12 +9,14 @@ from botocore.exceptions import BotoCoreError
 
 import include.cli
 from include.cli import backups, keyring
+from include.cli.archive import cold, shred, thaw
 from include.cli.doctor import doctor
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.reap import reap
 from include.cli.replicate import replicate
 from include.cli.restore import restore
+from include.cli.setup import setup
 from include.cli.stream import stream
 from include.cli.verify import accept, verify
 from include.cli.windows import windows
@@ -26,7 +28,22 @@ FAILED, NOT_FOUND = 1, 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=include.cli.__doc__)
 app.callback()(place)
 app.command("list")(backups.list_)
-for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, reap, replicate, stream, windows):
+for command in (
+    backups.show,
+    verify,
+    accept,
+    restore,
+    backups.decrypt,
+    doctor,
+    reap,
+    replicate,
+    stream,
+    windows,
+    setup,
+    cold,
+    thaw,
+    shred,
+):
     app.command()(command)
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)

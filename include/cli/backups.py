@@ -19,16 +19,24 @@ from include.pipeline.progress import Progress
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Entry
 from include.repository.manifest import Manifest, moment_text
+from include.repository.shredding import shredded
 from include.repository.verification import Verification, told
 
 
 def list_(context: typer.Context, as_json: JsonOption = False) -> None:
     """Every backup in the bucket, oldest first, and what was proved of it; what cannot be trusted, with the reason."""
-    entries = context.obj.catalog().entries()
+    catalog = context.obj.catalog()
+    entries = catalog.entries()
+    archived = any(entry.manifest.type == "archive" for entry in entries if entry.manifest)
+    gone = shredded(catalog) if archived else frozenset()
     if as_json:
         print_json(
             [
-                {**summary(entry.manifest), "verification": _facts(entry.verification)}
+                {
+                    **summary(entry.manifest),
+                    "verification": _facts(entry.verification),
+                    "shredded": entry.manifest.id in gone,
+                }
                 if entry.manifest
                 else {"key": entry.key, "refused": entry.refused}
                 for entry in entries
@@ -46,7 +54,7 @@ def list_(context: typer.Context, as_json: JsonOption = False) -> None:
         table.add_row(
             manifest.id,
             moment_text(manifest.consistency_point.time),
-            _in_short(entry.verification),
+            "[red]shredded[/]" if manifest.id in gone else _in_short(entry.verification),
             "-" if manifest.database.rows is None else f"{manifest.database.rows:,}",
             f"{manifest.objects.objects:,}",
             megabytes(manifest.raw_bytes),
@@ -86,7 +94,7 @@ def show(context: typer.Context, backup: BackupArgument, as_json: JsonOption = F
         )
     for pack in manifest.packs:
         table.add_row(
-            *(f"packs/{pack.id}", pack.component, pack.retention_class),
+            *(pack.key, pack.component, pack.retention_class),
             *(megabytes(pack.raw_bytes), megabytes(pack.stored_bytes), f"{pack.members} members"),
         )
     OUT.print(table)

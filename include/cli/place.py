@@ -22,6 +22,7 @@ from include.pipeline.store import Bucket
 from include.policy import Policy, load_policy
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
+from include.repository.locks import locked
 from include.repository.manifest import Manifest
 from include.sources.postgres.login import DatabaseLogin
 
@@ -65,15 +66,20 @@ class Place:
 
     def backups(self) -> Bucket:
         """The bucket that the options name, or the policy's primary."""
-        return Bucket(
+        bucket = Bucket(
             boto3.Session(),
             self.bucket or self.policy().storage.primary.bucket,
             region=self.region_name(),
             endpoint_url=self.endpoint_url,
         )
+        return locked(bucket, self.policy())
 
     def replica(self) -> Catalog:
-        """The backups in the second region: the policy's replica, elsewhere and with other credentials where told."""
+        """The backups in the second region, read with the same keyring."""
+        return Catalog(self.replica_backups(), self.read_keyring())
+
+    def replica_backups(self) -> Bucket:
+        """The bucket of the second region: the policy's replica, elsewhere and with other credentials where told."""
         replica = self.policy().storage.replica
         bucket = Bucket(
             boto3.Session(profile_name=self.replica_profile),
@@ -81,7 +87,7 @@ class Place:
             region=replica.region,
             endpoint_url=self.replica_endpoint_url or self.endpoint_url,
         )
-        return Catalog(bucket, self.read_keyring())
+        return locked(bucket, self.policy())
 
     def region_name(self) -> str:
         """The region of the option, of the environment, or of the policy."""

@@ -11,6 +11,7 @@ import boto3
 import typer
 from rich.markup import escape
 
+from include.cli.archive import retrieve
 from include.cli.moment import absolute, restore_moment
 from include.cli.place import (
     DespiteOption,
@@ -21,6 +22,7 @@ from include.cli.place import (
     server,
 )
 from include.cli.printing import OUT, print_json, progress_bar
+from include.errors import BackupError
 from include.pipeline.store import Bucket
 from include.recovery.configuration import restore_configuration, return_files
 from include.recovery.database import restore_database, restore_part
@@ -178,6 +180,8 @@ def restore(
     asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_sound_backup(catalog, str(backup), despite=despite)
+    if manifest.type == "archive":
+        retrieve(catalog, manifest, policy)
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
     with (
         scratch_directory() as scratch,
@@ -237,6 +241,13 @@ class _Asked:
         self, opened: OpenedBackup, *, database: str | None, objects: str | None, configuration: Path | None
     ) -> None:
         """Raise for a component that none of the places that are named would get."""
+        for place, there, what in (
+            (database, opened.database_components(), "database"),
+            (objects, opened.object_components(), "objects"),
+            (configuration, opened.configuration_components(), "configuration"),
+        ):
+            if place and not there:
+                raise nothing_of(opened.manifest.id, what)
         known = [
             *(opened.database_components() if database else []),
             *(opened.object_components() if objects else []),
@@ -263,14 +274,21 @@ class _Asked:
         return [name for name in self.components if name in there]
 
 
+def nothing_of(backup: str, what: str) -> BackupError:
+    """The error for a place that nothing of the backup would go to: an archive is of one class alone."""
+    return BackupError(
+        f"{backup} has no {what}.", mend=f"Leave --{what} out; `python -m include.cli show {backup}` lists what it has."
+    )
+
+
 def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> dict[str, Any]:
-    if asked.a_part:
+    if asked.a_part or opened.manifest.type == "archive":
         restored = restore_part(
             opened,
             server=server(),
             name=name,
             scratch=scratch,
-            components=asked.of(opened.database_components()),
+            components=asked.of(opened.database_components()) if asked.a_part else opened.database_components(),
             tables=asked.tables,
         )
     else:

@@ -35,6 +35,8 @@ def verify(
     """
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_backup(catalog, backup)
+    if sample and manifest.type == "archive":
+        raise typer.BadParameter("Of an archive no sample is restored: restore it, into a database to look at.")
     facts: dict[str, Any] = {"id": manifest.id}
     with scratch_directory() as scratch:
         started = manifest.base is not None and sample == STARTED

@@ -178,13 +178,20 @@ class ValidateRecovered(RecoveryStep):
 
 
 class RemoveRecoveryDirectory(RecoveryStep):
-    """Remove the run's temporary directory, on the worker that this task lands on."""
+    """Remove the run's temporary directory, on the worker that this task lands on.
+
+    :param selected_by: the task whose XCom names the run.
+    """
+
+    def __init__(self, *, selected_by: str = SELECT, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.selected_by = selected_by
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """Its name."""
         from include.backup.prepare import remove_scratch  # noqa: PLC0415
 
-        asked = _told_by(context, SELECT)
+        asked = _told_by(context, self.selected_by)
         if asked is None:  # the form was refused: nothing was made
             return {}
         remove_scratch(here.root, _directory(asked))

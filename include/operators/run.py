@@ -12,10 +12,12 @@ from include.backup.application import Application
 from include.backup.prepare import make_scratch
 from include.backup.scratch import SCRATCH_VARIABLE, hold
 from include.operators import connections
+from include.pipeline import store
 from include.pipeline.keys import Keyring
-from include.policy import Policy, load_policy
+from include.policy import Bucket, Policy, load_policy
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
+from include.repository.locks import locked
 from include.repository.manifest import Slot
 
 if TYPE_CHECKING:
@@ -52,16 +54,12 @@ class Surroundings:
     @cached_property
     def catalog(self) -> Catalog:
         """The primary bucket, and the keyring."""
-        primary = self.policy.storage.primary
-        return Catalog(
-            connections.bucket(
-                primary.connection,
-                name=primary.bucket,
-                region=primary.region,
-                stall_limit=self.policy.pipeline.stall_limit,
-            ),
-            self.keyring,
-        )
+        return Catalog(self._bucket(self.policy.storage.primary), self.keyring)
+
+    @cached_property
+    def replica(self) -> Catalog:
+        """The bucket of the second region, read with the same keyring (R3.2)."""
+        return Catalog(self._bucket(self.policy.storage.replica), self.keyring)
 
     @cached_property
     def keyring(self) -> Keyring:
@@ -78,19 +76,12 @@ class Surroundings:
                 return connections.session(bucket.connection, region=region)
         return session_of_environment(region)
 
-    @cached_property
-    def replica(self) -> Catalog:
-        """The bucket of the second region, read with the same keyring (R3.2)."""
-        replica = self.policy.storage.replica
-        return Catalog(
-            connections.bucket(
-                replica.connection,
-                name=replica.bucket,
-                region=replica.region,
-                stall_limit=self.policy.pipeline.stall_limit,
-            ),
-            self.keyring,
+    def _bucket(self, place: Bucket) -> store.Bucket:
+        """A bucket of backups: what is written there is locked, if the policy says so."""
+        bucket = connections.bucket(
+            place.connection, name=place.bucket, region=place.region, stall_limit=self.policy.pipeline.stall_limit
         )
+        return locked(bucket, self.policy)
 
     @property
     def root(self) -> Path:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from include.errors import BackupError
 from include.pipeline.progress import Progress
@@ -38,10 +38,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class ArtifactPlace:
-    """Where an artifact belongs: its key prefix (`…/<attempt>/database/users.pgdump`) and its streams' context."""
+    """Where an artifact belongs: its key prefix (`…/<attempt>/database/users.pgdump`) and its streams' context.
+
+    `tags` are those of its objects.
+    """
 
     prefix: str
     context: Context
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def segment_key(self, number: int) -> str:
         """The key of segment `number`, counted from 0."""
@@ -105,6 +109,7 @@ def write_artifact(
                 part_bytes=policy.part_bytes,
                 in_flight=policy.parts_in_flight,
                 room=room,
+                tags=place.tags,
             )
             with _abandoned_on_failure(upload):
                 sealer = Sealer(key, place.segment_context(number), level=level, workers=policy.compression_workers)

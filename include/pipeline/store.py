@@ -6,11 +6,11 @@ import base64
 import contextlib
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import unquote_plus
 
 import boto3
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest
     from mypy_boto3_s3.client import S3Client
 
+    from include.policy.model import RetrievalTier
+
 _ABSENT = {"404", "NoSuchKey", "NoSuchVersion", "NotFound"}
 _TAKEN = {"412", "PreconditionFailed"}
 _BUSY = {"409", "ConditionalRequestConflict"}
@@ -40,6 +42,9 @@ _PAST_END = {"416", "InvalidRange"}
 _UNREPLICATED = {"ReplicationConfigurationNotFoundError", "NoSuchReplicationConfiguration", "NotImplemented"}
 """No replication, or a store that has none."""
 _FAILING = {429, 500, 502, 503, 504}
+_COLD, _NOT_TO_THAW = "InvalidObjectState", {"RestoreAlreadyInProgress", "ObjectAlreadyInActiveTierError"}
+COLD_CLASSES = {"GLACIER", "DEEP_ARCHIVE"}
+"""Storage classes whose objects cannot be read before they are retrieved."""
 
 STALL_LIMIT = timedelta(minutes=5)
 _TRIES = 6
@@ -55,6 +60,7 @@ _MENDS = {
     "SignatureDoesNotMatch": "Correct the secret key in the credentials: it is not this access key's.",
     "RequestTimeTooSkewed": "Set this machine's clock: the store does not believe it.",
     "QuotaExceeded": "Raise the quota of the bucket or of its owner, or make room.",
+    "GlacierExpeditedRetrievalNotAvailable": "AWS has no room for expedited retrievals now: ask for Standard.",
 }
 """What a person does about the store's own words; other words get the general advice."""
 
@@ -87,6 +93,10 @@ class NotAllowed(StoreError):
     """These credentials may not do that."""
 
 
+class ObjectCold(StoreError):
+    """An object that is in Glacier, and was not retrieved."""
+
+
 class ObjectChanged(StoreError):
     """An object is no longer the version that was listed."""
 
@@ -102,6 +112,20 @@ class ObjectVersion:
     etag: str
     deleted: bool
     latest: bool
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing tells it: its stored size in bytes, and its storage class."""
+
+    key: str
+    size: int
+    storage_class: str
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether it has to be retrieved before it can be read; it may have been."""
+        return self.storage_class in COLD_CLASSES
 
 
 @dataclass(frozen=True)
@@ -147,6 +171,7 @@ class Bucket:
     ) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
+        self._lock: tuple[Literal["GOVERNANCE", "COMPLIANCE"], Callable[[str], datetime | None]] | None = None
         self._tried = threading.local()
         one_try = max((stall_limit.total_seconds() - _LONGEST_BACKOFF) / _TRIES, 1.0)
         self.client: S3Client = session.client(
@@ -175,6 +200,39 @@ class Bucket:
     def __repr__(self) -> str:
         return f"s3://{self.name}"
 
+    def lock_with(
+        self, mode: Literal["governance", "compliance"], locked_until: Callable[[str], datetime | None]
+    ) -> None:
+        """From now on, lock what is written for as long as `locked_until` says of its key; None is not locked."""
+        self._lock = ("GOVERNANCE" if mode == "governance" else "COMPLIANCE"), locked_until
+
+    @property
+    def locks(self) -> bool:
+        """Whether what is written here is locked."""
+        return self._lock is not None
+
+    def lock_of(self, key: str) -> dict[str, Any]:
+        """The lock of an object that is written now, as boto3 takes it; nothing for one that is not locked."""
+        if self._lock is None or (until := self._lock[1](key)) is None:
+            return {}
+        return {"ObjectLockMode": self._lock[0], "ObjectLockRetainUntilDate": until}
+
+    def retain(self, key: str, until: datetime) -> bool:
+        """Lock the current version of an object at least until then; whether it was not. Needs `lock_with`."""
+        mode = self._lock[0] if self._lock else "GOVERNANCE"
+        with self.naming("look at the lock of", key):
+            there = self.client.head_object(Bucket=self.name, Key=key)
+        if (told := there.get("ObjectLockRetainUntilDate")) is not None and told >= until:
+            return False
+        with self.naming("lock", key):
+            self.client.put_object_retention(
+                Bucket=self.name,
+                Key=key,
+                VersionId=there["VersionId"],
+                Retention={"Mode": there.get("ObjectLockMode", mode), "RetainUntilDate": until},
+            )
+        return True
+
     def put(
         self,
         key: str,
@@ -192,6 +250,7 @@ class Bucket:
                 ChecksumSHA256=checksum(body),
                 ContentType=content_type,
                 Metadata=dict(metadata or {}),
+                **self.lock_of(key),
             )
 
     def create(self, key: str, body: bytes, *, content_type: str = "application/json") -> None:
@@ -209,6 +268,7 @@ class Bucket:
                         IfNoneMatch="*",
                         ChecksumSHA256=checksum(body),
                         ContentType=content_type,
+                        **self.lock_of(key),
                     )
             except ObjectExists:
                 # An answer that was lost makes the client send the same bytes again: finding our own is success.
@@ -287,12 +347,17 @@ class Bucket:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Every current key under a prefix, page by page, in the store's order."""
+        for stored in self.objects(prefix):
+            yield stored.key
+
+    def objects(self, prefix: str) -> Iterator[StoredObject]:
+        """Every current object under a prefix, page by page, in the store's order."""
         asked: Any = {"Bucket": self.name, "Prefix": prefix, "EncodingType": "url"}
         while True:
             with self.naming("list", prefix):
                 page = self.client.list_objects_v2(**asked)
             for entry in page.get("Contents", []):
-                yield _listed_key(page, entry)
+                yield StoredObject(_listed_key(page, entry), entry["Size"], entry.get("StorageClass", "STANDARD"))
             if not page.get("IsTruncated"):
                 return
             asked["ContinuationToken"] = page["NextContinuationToken"]
@@ -367,6 +432,25 @@ class Bucket:
         with self.naming("look at", key):
             return self.client.head_object(Bucket=self.name, Key=key).get("ReplicationStatus")
 
+    def retrieval(self, key: str) -> Literal["warm", "cold", "coming", "retrieved"]:
+        """How an object stands to Glacier; raises `ObjectMissing`. All but *cold* and *coming* can be read."""
+        with self.naming("look at", key):
+            answer = self.client.head_object(Bucket=self.name, Key=key)
+        if answer.get("StorageClass") not in COLD_CLASSES:
+            return "warm"
+        told = answer.get("Restore", "")
+        return "coming" if 'ongoing-request="true"' in told else "retrieved" if told else "cold"
+
+    def retrieve(self, key: str, *, tier: RetrievalTier, days: int) -> None:
+        """Ask for a readable copy of an object in Glacier, for so many days; one that is coming, or warm, is fine.
+
+        One that was retrieved already stays for so many days from now.
+        """
+        with contextlib.suppress(_NothingToRetrieve), self.naming("retrieve", key):
+            self.client.restore_object(
+                Bucket=self.name, Key=key, RestoreRequest={"Days": days, "GlacierJobParameters": {"Tier": tier}}
+            )
+
     def delete(self, key: str) -> None:
         """Delete the current version of one object; an absent one is fine."""
         with self.naming("delete", key):
@@ -377,10 +461,14 @@ class Bucket:
         with self.naming("hide", key):
             return self.client.delete_object(Bucket=self.name, Key=key).get("VersionId")
 
-    def delete_version(self, key: str, version_id: str) -> None:
-        """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it."""
+    def delete_version(self, key: str, version_id: str, *, bypass_governance: bool = False) -> None:
+        """Delete one version, or one deletion marker, for good; an absent one is fine. Object Lock may refuse it.
+
+        A lock in governance mode gives way to `bypass_governance`, for who is allowed to.
+        """
+        bypass: Any = {"BypassGovernanceRetention": True} if bypass_governance else {}
         with self.naming(f"delete version {version_id} of", key):
-            self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id)
+            self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id, **bypass)
 
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Every multipart upload under a prefix that was begun and not ended, page by page."""
@@ -456,9 +544,16 @@ class Bucket:
                     f"Could not {verb} {place}: it does not exist.",
                     mend="Check the bucket's name; use the replica's copy or another backup.",
                 ) from error
+            if code == _COLD:
+                raise ObjectCold(
+                    f"Could not {verb} {place}: it is in Glacier.",
+                    mend="Retrieve its archive first: `python -m include.cli thaw`, with the archive's id.",
+                ) from error
+            if code in _NOT_TO_THAW:
+                raise _NothingToRetrieve(f"Could not {verb} {place}: {code}.", mend="Nothing is to be done.") from error
             if code in _GONE:
                 raise UploadGone(f"Could not {verb} {place}: its upload is gone.", mend="Start again.") from error
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] in _FAILING and code not in _MENDS:
                 raise StoreAway(
                     f"Could not {verb} {place}: {code} {answer} ({self._tries()})",
                     mend="The store fails, or has too much to do: look at its state, lower pipeline.parts_in_flight "
@@ -498,6 +593,10 @@ class Bucket:
 
 class _AnswerCut(StoreError):
     """The store answered, and the answer did not arrive whole."""
+
+
+class _NothingToRetrieve(StoreError):
+    """An object that is being retrieved, or can be read as it is."""
 
 
 class _Conflict(StoreError):

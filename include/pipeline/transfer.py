@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from include.pipeline.store import Bucket, StoreError, UploadGone, checksum
 
@@ -18,8 +19,7 @@ class Upload:
     """One object written as it is made, in parts of `part_bytes`, at most `in_flight` of them on their way.
 
     `room` is taken by each part on its way: uploads that share it share its memory. `waited` is the seconds that
-    `write` has stood still for the network. `headers` are boto3's (`ContentType`, …; `Expires` is text),
-    `tags` a query string.
+    `write` has stood still for the network. `headers` are boto3's (`ContentType`, …; `Expires` is text).
 
     Use as a context manager: leaving it without `complete()` removes what was sent, so that nothing that looks finished
     stays.
@@ -35,7 +35,7 @@ class Upload:
         room: threading.Semaphore | None = None,
         headers: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
-        tags: str = "",
+        tags: Mapping[str, str] | None = None,
     ) -> None:
         self._bucket, self.key = bucket, key
         self._part_bytes, self._in_flight = part_bytes, in_flight
@@ -45,8 +45,11 @@ class Upload:
             "ContentType": "application/octet-stream",
             **(headers or {}),
             "Metadata": dict(metadata or {}),
-            **({"Tagging": tags} if tags else {}),
+            # Some stores take a plus for a plus.
+            **({"Tagging": urlencode(tags, quote_via=quote)} if tags else {}),
+            **bucket.lock_of(key),
         }
+        self._tags = dict(tags or {})
         self._buffer = bytearray()
         self._upload_id: str | None = None
         self._parts: list[Any] = []
@@ -101,7 +104,21 @@ class Upload:
                 # An answer that was lost makes the client ask again, and some stores know the upload no more.
                 if not self._has_appeared():
                     raise
+            self._insist()
         self._completed = True
+
+    def _insist(self) -> None:
+        """Tags and lock, once more: neither Ceph nor ministack keeps all that an upload in parts began with."""
+        if until := self._headers.get("ObjectLockRetainUntilDate"):
+            self._bucket.retain(self.key, until)
+        if not self._tags:
+            return
+        with self._bucket.naming("tag", self.key):
+            self._bucket.client.put_object_tagging(
+                Bucket=self._bucket.name,
+                Key=self.key,
+                Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in self._tags.items()]},
+            )
 
     def _has_appeared(self) -> bool:
         """Whether the object is there, with the size and the ETag (the MD5 of its parts' MD5s) of what was sent."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -28,6 +29,7 @@ from include.policy.quantities import (
     BucketName,
     CalendarPeriod,
     Cron,
+    Days,
     Duration,
     FileGlob,
     Name,
@@ -220,23 +222,75 @@ class Replica(Bucket):
     verified_sample: PositiveInt
 
 
+RetrievalTier = Literal["Expedited", "Standard", "Bulk"]
+RETRIEVAL_TIERS: tuple[RetrievalTier, ...] = get_args(RetrievalTier)
+
+
+class Retrieval(Section):
+    """What one tier of retrieval promises, and what it costs in US dollars, by GiB and by object."""
+
+    within: Duration
+    usd_per_gib: NonNegativeFloat
+    usd_per_1000_objects: NonNegativeFloat
+
+
 class Cold(Section):
-    """Glacier (R3.3), for the archive tier only: nothing that a current recovery needs is ever in it (R5.4)."""
+    """Glacier (R3.3), for the archive tier only: nothing that a current recovery needs is ever in it (R5.4).
+
+    What is retrieved stays readable `thawed_for`; while it is waited for, it is `looked_at_every` so often.
+    """
 
     storage_class: Literal["GLACIER"]
-    transition_after: CalendarPeriod
-    retrieval: Literal["Standard", "Bulk", "Expedited"]
+    transition_after: Days
+    retrieval: RetrievalTier
     kept: CalendarPeriod
+    thawed_for: Days
+    looked_at_every: Duration
+    retrievals: dict[RetrievalTier, Retrieval]
+
+    @field_validator("retrievals")
+    @classmethod
+    def _each(cls, retrievals: dict[RetrievalTier, Retrieval]) -> dict[RetrievalTier, Retrieval]:
+        if missing := set(RETRIEVAL_TIERS) - set(retrievals):
+            raise refusal(f"lacks {', '.join(sorted(missing))}.", "Say of each tier what it promises and costs.")
+        return retrievals
+
+
+class Lifecycle(Section):
+    """The buckets' own rules: of versions that are not current any more, and of uploads that were never ended."""
+
+    noncurrent_expire_after: Days
+    uploads_aborted_after: Days
 
 
 class Storage(Section):
-    """R3. An attempt that no manifest names is garbage `attempts_reaped_after` it began."""
+    """R3. An attempt that no manifest names is garbage `attempts_reaped_after` it began.
+
+    With `object_lock` what is written cannot be deleted before its retention is over: `governance` can be bypassed by
+    who is allowed to, `compliance` by nobody.
+    """
 
     primary: Bucket
     replica: Replica
     cold: Cold
     attempts_reaped_after: CalendarPeriod
     lifecycle_schedule: Cron
+    lifecycle: Lifecycle
+    object_lock: Literal["off", "governance", "compliance"]
+
+    @field_validator("lifecycle")
+    @classmethod
+    def _after_the_reaper(cls, lifecycle: Lifecycle, info: ValidationInfo) -> Lifecycle:
+        reaped: Period | None = info.data.get("attempts_reaped_after")
+        _refuse_all(
+            _unless(
+                reaped is None or reaped.always_shorter_than(lifecycle.uploads_aborted_after),
+                "uploads_aborted_after",
+                f"is {lifecycle.uploads_aborted_after}, within attempts_reaped_after ({reaped}).",
+                "Give it longer: the bucket knows no try that lives, the reaper does.",
+            )
+        )
+        return lifecycle
 
     @field_validator("replica")
     @classmethod

@@ -73,6 +73,13 @@ class Period:
         """Whether this period ends before `other`, whenever both begin: 30 days is not always shorter than 1 month."""
         return all(self.after(start) < other.after(start) for start in _beginnings())
 
+    @property
+    def days(self) -> int:
+        """How many days it has; raises `ValueError` where that depends on the calendar, or is no whole number."""
+        if self.unit in ("months", "years") or (self.unit == "hours" and self.count % 24):
+            raise ValueError(f"{self} is no number of days")
+        return {"hours": self.count // 24, "days": self.count, "weeks": 7 * self.count}[self.unit]
+
     def _shifted(self, moment: datetime, count: int) -> datetime:
         if moment.tzinfo is None:
             raise ValueError(f"{moment.isoformat()} has no time zone")
@@ -254,6 +261,15 @@ def parse_network(text: object) -> IPv4Network | IPv6Network:
     return network
 
 
+def check_days(period: Period) -> Period:
+    """Let whole days pass, which is what a store's own rules count in; raise `PydanticCustomError` at others."""
+    try:
+        _ = period.days
+    except ValueError:
+        raise refusal(f"is {period}, and stores count whole days.", "Write it in days or weeks.") from None
+    return period
+
+
 def not_empty(values: Sized) -> Sized:
     """Let all but nothing pass; raise `PydanticCustomError` at an empty list, table or text."""
     if not len(values):
@@ -263,6 +279,7 @@ def not_empty(values: Sized) -> Sized:
 
 # The types that the model's fields are made of.
 CalendarPeriod = Annotated[Period, BeforeValidator(Period.parse)]
+Days = Annotated[Period, BeforeValidator(Period.parse), AfterValidator(check_days)]
 Duration = Annotated[timedelta, BeforeValidator(parse_duration)]
 Size = Annotated[int, BeforeValidator(parse_size)]
 Network = Annotated[IPv4Network | IPv6Network, PlainValidator(parse_network)]

@@ -195,7 +195,7 @@ def _recreate(
     held[backup.manifest.artifact(REPOSITORY_BUNDLE).component] = [path for path in tracked if path]
     for artifact in files.manifest.artifacts:
         if artifact.name.startswith("config/") and artifact.name.endswith(".tar"):
-            tar = io.BufferedReader(_Readable(files.read(artifact.name)))
+            tar = io.BufferedReader(Readable(files.read(artifact.name)))
             held[artifact.component] = [str(path) for path in unpack(tar, checkout)]
     return commit, held
 
@@ -231,16 +231,18 @@ def _clone(bundle: Path, checkout: Path, manifest: Manifest) -> str:
     return commit
 
 
-class _Readable(io.RawIOBase):
+class Readable(io.RawIOBase):
     """An iterator of bytes as a file that `tarfile` can read."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks, self._rest = chunks, b""
 
     def readable(self) -> bool:
+        """It is."""
         return True
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """What comes next, at most as much as fits; 0 at the end."""
         while not self._rest:
             if (chunk := next(self._chunks, None)) is None:
                 return 0

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
-from urllib.parse import quote, urlencode
 
 from include.errors import BackupError
 from include.pipeline.store import Bucket, ObjectVersion
@@ -226,7 +225,7 @@ def _restore(backup: Objects, entry: IndexEntry, target: Bucket, under: str) -> 
         in_flight=2,
         headers=entry.headers,
         metadata=entry.metadata,
-        tags=urlencode(entry.tags, quote_via=quote),  # some stores take a plus for a plus
+        tags=entry.tags,
     ) as upload:
         for raw in backup.read_object(entry):
             upload.write(raw)

@@ -148,7 +148,7 @@ class OpenedBackup:
         """The content of one object; raises as `read_member`."""
         for member in entry.members:
             pack = self._pack(member)
-            key = self._key(pack.id, pack.attempt)
+            key = self._key(pack.owner(self.manifest.id), pack.attempt)
             for raw in read_member(
                 pack, member, bucket=self._catalog.bucket, key=key, in_flight=self._policy.parts_in_flight
             ):
@@ -166,7 +166,7 @@ class OpenedBackup:
 
         def check(pack_id: str) -> None:
             pack = self._packs[pack_id]
-            key = self._key(pack.id, pack.attempt)
+            key = self._key(pack.owner(self.manifest.id), pack.attempt)
             check_pack(
                 pack,
                 members[pack_id].in_order(pack_id),

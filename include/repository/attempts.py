@@ -350,7 +350,7 @@ class _Named:
     def _note(self, manifest: Manifest) -> None:
         self.attempts |= {attempt for _, attempt in data_keys(manifest)}
         self._prefixes |= envelope_prefixes(manifest)
-        self._packs |= {pack.id for pack in manifest.packs}
+        self._packs |= {pack.id for pack in manifest.packs if pack.is_shared}
         self._keys |= {reference.key for reference in references(manifest)}
 
 

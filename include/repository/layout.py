@@ -82,6 +82,13 @@ class BackupId:
             return f"archive/{self.retention_class}/{self.moment.astimezone(UTC):{_MONTH}}/{self}/{attempt}/"
         return f"{self.type}/{self.moment.astimezone(UTC):%Y/%m/%d}/{self}/{attempt}/"
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What its stored objects are tagged with: an archive's class and month, by which a store can bill and find."""
+        if self.type != "archive":
+            return {}
+        return {"retention-class": self.retention_class, "month": f"{self.moment.astimezone(UTC):{_MONTH}}"}
+
 
 def _moment(text: str, pattern: str) -> datetime | None:
     try:
@@ -94,6 +101,7 @@ MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"
+SHREDDED = "shredded/"
 _ENVELOPE = re.compile(r"keys/(?P<owner>[^/]+)/(?P<attempt>[^/]+)/(?P<kek>[^/]+)\.json")
 _WAL = re.compile(
     r"wal/(?P<system>\d+)/(?P<timeline>[0-9A-F]{8})/(?P<name>(?P=timeline)(?:[0-9A-F]{16}|\.history))"
@@ -172,8 +180,8 @@ def gap_prefix(system_identifier: str) -> str:
 class Place:
     """Whose an object is, as its key says: a segment, a pack or an envelope.
 
-    `backup` is None for a pack and its envelopes, `pack` for everything else; only a pack's own key does not say which
-    attempt wrote it.
+    `backup` is None for a shared pack and its envelopes, `pack` for everything else, an archive's own packs among it;
+    only a shared pack's key does not say which attempt wrote it.
     """
 
     attempt: str | None

@@ -10,7 +10,7 @@ from pydantic import AwareDatetime
 from include.errors import BackupError
 from include.pipeline.artifacts import ArtifactPlace, Segment, Written
 from include.pipeline.sealing import Measure
-from include.repository.layout import BackupId, BackupType
+from include.repository.layout import PACKS, BackupId, BackupType
 from include.repository.lsn import LsnField
 from include.repository.signed import Frozen, SignedDocument
 
@@ -65,7 +65,11 @@ class Artifact(Frozen):
 
 
 class Pack(Frozen):
-    """One pack of objects that this backup reads from. It has its own data key; `attempt` is the try that wrote it."""
+    """One pack of objects that this backup reads from; `attempt` is the try that wrote it.
+
+    Below `packs/` it is shared, and has a data key of its own. An archive's lie with the rest of it, and are opened by
+    its key: whoever destroys that one key has destroyed all of it.
+    """
 
     id: str
     component: str
@@ -75,6 +79,21 @@ class Pack(Frozen):
     raw_bytes: int
     stored_bytes: int
     stored_sha256: str
+    prefix: str = PACKS
+
+    @property
+    def key(self) -> str:
+        """Where it lies."""
+        return self.prefix + self.id
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other backups may name it, too."""
+        return self.prefix == PACKS
+
+    def owner(self, backup: str) -> str:
+        """Whose data key opens it, for `backup` that names it."""
+        return self.id if self.is_shared else backup
 
 
 class Slot(Frozen):
@@ -203,6 +222,13 @@ class BaseBackup(Frozen):
     database_bytes: int = 0
 
 
+class CopiedFrom(Frozen):
+    """The full backup that an archive was made from."""
+
+    backup: str
+    attempt: str
+
+
 class Cost(Frozen):
     """What making it took: milliseconds of wall and CPU, bytes of memory."""
 
@@ -234,6 +260,7 @@ class Manifest(SignedDocument):
     warnings: tuple[str, ...]
     base: BaseBackup | None = None
     wal: WalWindow | None = None
+    copied_from: CopiedFrom | None = None
 
     @property
     def backup(self) -> BackupId:
@@ -280,6 +307,7 @@ def artifact_place(backup: BackupId, attempt: str, name: str, *, component: str,
             "component": component,
             "retention_class": retention_class,
         },
+        tags=backup.tags,
     )
 
 

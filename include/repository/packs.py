@@ -1,13 +1,15 @@
 """Packs: objects side by side in one stored object, each its own sealed stream (`docs/format.md`, *Packs*).
 
-A pack has its own data key and holds one component only, so that a component can be archived, or shredded, alone.
+A pack holds one component only, so that a component can be archived alone, and has its own data key; an archive's packs
+have the archive's, so that it can be shredded alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict
@@ -21,7 +23,7 @@ from include.pipeline.store import Bucket, ObjectMissing
 from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Pipeline
 from include.repository.envelopes import create_data_key
-from include.repository.layout import new_pack_id, pack_key
+from include.repository.layout import PACKS, new_pack_id
 from include.repository.manifest import Pack
 
 _ROOM_BYTES = 64 << 10
@@ -48,9 +50,19 @@ class Member(BaseModel):
     sha256: str
 
 
+@dataclass(frozen=True)
+class PackHome:
+    """Where packs lie that belong to one backup alone: below `prefix`, sealed with that backup's own data key."""
+
+    prefix: str
+    key: bytes = field(repr=False)
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
 class PackWriter:
     """Fills packs of at most `policy.segment_bytes` with objects, one after another, in bounded memory.
 
+    They lie below `packs/`, each with a data key of its own, or at `home`.
     Writers that share `room` share the memory of parts on their way.
     Use as a context manager: a pack that was not finished by `close()` leaves nothing behind.
     """
@@ -66,8 +78,9 @@ class PackWriter:
         policy: Pipeline,
         progress: Progress,
         room: threading.Semaphore | None = None,
+        home: PackHome | None = None,
     ) -> None:
-        self._bucket, self._keyring, self._room = bucket, keyring, room
+        self._bucket, self._keyring, self._room, self._home = bucket, keyring, room, home
         self._component, self._retention_class, self._attempt = component, retention_class, attempt
         self._policy, self._progress = policy, progress
         self._open: _OpenPack | None = None
@@ -138,6 +151,7 @@ class PackWriter:
                 attempt=self._attempt,
                 policy=self._policy,
                 room=self._room,
+                home=self._home,
             )
         return self._open
 
@@ -153,12 +167,21 @@ class _OpenPack:
         attempt: str,
         policy: Pipeline,
         room: threading.Semaphore | None,
+        home: PackHome | None,
     ) -> None:
         self.id = new_pack_id()
-        self.key = create_data_key(bucket, keyring, owner=self.id, attempt=attempt)
+        self._prefix = home.prefix if home else PACKS
+        self.key = home.key if home else create_data_key(bucket, keyring, owner=self.id, attempt=attempt)
         self._component, self._retention_class, self._attempt = component, retention_class, attempt
         # One part on its way is enough: several packs are written side by side.
-        self._upload = Upload(bucket, pack_key(self.id), part_bytes=policy.part_bytes, in_flight=1, room=room)
+        self._upload = Upload(
+            bucket,
+            self._prefix + self.id,
+            part_bytes=policy.part_bytes,
+            in_flight=1,
+            room=room,
+            tags=home.tags if home else {},
+        )
         self._sha256 = hashlib.sha256()
         self.stored_bytes = self.raw_bytes = self.members = 0
 
@@ -179,6 +202,7 @@ class _OpenPack:
             raw_bytes=self.raw_bytes,
             stored_bytes=self.stored_bytes,
             stored_sha256=self._sha256.hexdigest(),
+            prefix=self._prefix,
         )
 
     def abandon(self) -> None:
@@ -192,9 +216,7 @@ def read_member(pack: Pack, member: Member, *, bucket: Bucket, key: bytes, in_fl
     Raises `StreamRefused` or `PackRefused`, naming the pack and the member.
     """
     end = member.offset + member.length
-    ranges = [
-        (pack_key(pack.id), start, min(start + FETCH_BYTES, end)) for start in range(member.offset, end, FETCH_BYTES)
-    ]
+    ranges = [(pack.key, start, min(start + FETCH_BYTES, end)) for start in range(member.offset, end, FETCH_BYTES)]
     try:
         yield from _opened(
             pack,
@@ -217,7 +239,7 @@ def check_pack(
     Raises like `read_member`.
     """
     ranges = (
-        (pack_key(pack.id), start, min(start + FETCH_BYTES, pack.stored_bytes))
+        (pack.key, start, min(start + FETCH_BYTES, pack.stored_bytes))
         for start in range(0, pack.stored_bytes, FETCH_BYTES)
     )
     whole = _Splitter(fetch_ranges(bucket, ranges, in_flight=in_flight))
@@ -225,7 +247,7 @@ def check_pack(
         for member in members:
             if member.offset != whole.position or member.offset + member.length > pack.stored_bytes:
                 raise PackRefused(
-                    f"{bucket}/{pack_key(pack.id)} has not the members that the index lists at {whole.position}.",
+                    f"{bucket}/{pack.key} has not the members that the index lists at {whole.position}.",
                     mend="The index is inconsistent: use another backup.",
                 )
             for raw in _opened(pack, member, whole.take(member.length), bucket=bucket, key=key):
@@ -238,7 +260,7 @@ def check_pack(
         ) from missing
     if whole.sha256.hexdigest() != pack.stored_sha256:
         raise PackRefused(
-            f"{bucket}/{pack_key(pack.id)} is not the pack that the manifest names.",
+            f"{bucket}/{pack.key} is not the pack that the manifest names.",
             mend="Use the replica's copy or another backup.",
         )
     progress.add(stored=pack.stored_bytes)
@@ -267,7 +289,7 @@ def _opened(pack: Pack, member: Member, stored: Iterable[bytes], *, bucket: Buck
     context = _member_context(
         pack.id, member.member, attempt=pack.attempt, component=pack.component, retention_class=pack.retention_class
     )
-    name = f"{bucket}/{pack_key(pack.id)} member {member.member}"
+    name = f"{bucket}/{pack.key} member {member.member}"
     digest, size = hashlib.sha256(), 0
     for raw in open_stream(stored, key, context, name=name):
         digest.update(raw)

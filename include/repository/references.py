@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from include.repository.layout import envelope_prefix, pack_key, wal_key, wal_owner
+from include.repository.layout import envelope_prefix, wal_key, wal_owner
 from include.repository.manifest import Manifest, WalFile
 
 
@@ -27,7 +27,7 @@ def references(manifest: Manifest) -> Iterator[Reference]:
         for segment in artifact.segments:
             yield Reference(segment.key, segment.stored_bytes, segment.stored_sha256)
     for pack in manifest.packs:
-        yield Reference(pack_key(pack.id), pack.stored_bytes, pack.stored_sha256)
+        yield Reference(pack.key, pack.stored_bytes, pack.stored_sha256)
     if manifest.wal is not None:
         for file in manifest.wal.files:
             key = wal_key(manifest.database.system_identifier, file.name, file.attempt)
@@ -40,7 +40,7 @@ def data_keys(manifest: Manifest) -> frozenset[tuple[str, str]]:
         [
             (manifest.id, manifest.attempt),
             *((manifest.id, artifact.attempt) for artifact in manifest.artifacts),
-            *((pack.id, pack.attempt) for pack in manifest.packs),
+            *((pack.owner(manifest.id), pack.attempt) for pack in manifest.packs),
             *((wal_owner(manifest.database.system_identifier), file.attempt) for file in _files(manifest)),
         ]
     )

@@ -24,7 +24,7 @@ from typing import Any
 from include.errors import BackupError
 from include.pipeline.artifacts import FETCH_BYTES
 from include.pipeline.progress import Progress
-from include.pipeline.store import Bucket, NotAllowed, ObjectCut, ObjectExists, ObjectMissing, ObjectVersion
+from include.pipeline.store import Bucket, NotAllowed, ObjectCold, ObjectCut, ObjectExists, ObjectMissing, ObjectVersion
 from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Policy
 from include.repository.catalog import Catalog
@@ -71,7 +71,7 @@ class NotReplicated(BackupError):
     """A part of what the primary holds is not durable in the replica."""
 
 
-_OF_ONE_BACKUP = (CopyRefused, ReplicaDiffers, ObjectMissing, ObjectCut, ManifestRefused)
+_OF_ONE_BACKUP = (CopyRefused, ReplicaDiffers, ObjectCold, ObjectMissing, ObjectCut, ManifestRefused)
 """What keeps one backup from being brought, and no other one; anything else is about the stores themselves."""
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
 from queue import Empty, Queue
-from typing import Any, Literal, Self
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter
 
@@ -26,6 +27,8 @@ from include.repository.manifest import Pack
 from include.repository.packs import Member, PackWriter
 
 _WAITING_ENTRIES = 1024
+
+Item = TypeVar("Item")
 
 
 class NotVersioned(BackupError):
@@ -178,42 +181,28 @@ def list_changes(
         yield from objects_between(rest, since, as_of, uploading=uploading)
 
 
-class PackedComponent:
-    """Packs one component's objects, and tells its index as it goes.
+class Packing(ABC, Generic[Item]):
+    """Packs one component's objects side by side, and tells its index as it goes.
 
     Use as a context manager, whose end stops the packing whatever ended it, and iterate it once: the entries come in
     the order in which their objects are done, and any failure is raised from the iteration. When it ends, every pack is
-    durable, and `packs`, `objects`, `raw_bytes` and `found` (those of `named` that there are) are complete.
+    durable, and `packs`, `objects` and `raw_bytes` are complete. `writer` makes what a worker fills.
     """
 
-    def __init__(
-        self,
-        versions: Iterator[ObjectVersion],
-        *,
-        source: Bucket,
-        bucket: Bucket,
-        keyring: Keyring,
-        component: Component,
-        named: frozenset[str],
-        attempt: str,
-        policy: Pipeline,
-        progress: Progress,
-        room: threading.Semaphore | None = None,
-    ) -> None:
-        self._room = room
-        self._versions, self._source, self._bucket, self._keyring = versions, source, bucket, keyring
-        self._component, self._attempt, self._policy, self._progress = component, attempt, policy, progress
-        self._named = named
+    def __init__(self, items: Iterator[Item], writer: Callable[[], PackWriter], *, workers: int) -> None:
+        self._items, self._writer = items, writer
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._done: Queue[IndexEntry | BaseException | None] = Queue(_WAITING_ENTRIES)
         self._workers = [
-            threading.Thread(target=self._work, name=f"pack-{number}", daemon=True)
-            for number in range(policy.streams_at_once)
+            threading.Thread(target=self._work, name=f"pack-{number}", daemon=True) for number in range(workers)
         ]
         self.packs: list[Pack] = []
         self.objects = self.raw_bytes = 0
-        self.found: set[str] = set()
+
+    @abstractmethod
+    def _pack(self, item: Item, writer: PackWriter) -> IndexEntry:
+        """Pack one object; runs in a worker."""
 
     def __enter__(self) -> Self:
         for worker in self._workers:
@@ -241,24 +230,19 @@ class PackedComponent:
                 continue
             self.objects += 1
             self.raw_bytes += entry.size
-            if entry.key in self._named:
-                self.found.add(entry.key)
             yield entry
+
+    def _until_stopped(self, content: Iterable[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            if self._stopped.is_set():
+                raise _StoppedError
+            yield chunk
 
     def _work(self) -> None:
         try:
-            with PackWriter(
-                self._bucket,
-                self._keyring,
-                component=self._component.name,
-                retention_class=self._component.retention_class,
-                attempt=self._attempt,
-                policy=self._policy,
-                progress=self._progress,
-                room=self._room,
-            ) as writer:
-                while (version := self._next()) is not None:
-                    self._done.put(self._pack(version, writer))
+            with self._writer() as writer:
+                while (item := self._next()) is not None:
+                    self._done.put(self._pack(item, writer))
                 writer.close()
                 with self._lock:
                     self.packs.extend(writer.packs)
@@ -267,9 +251,53 @@ class PackedComponent:
         else:
             self._done.put(None)
 
-    def _next(self) -> ObjectVersion | None:
+    def _next(self) -> Item | None:
         with self._lock:
-            return next(self._versions, None)
+            return next(self._items, None)
+
+
+class PackedComponent(Packing[ObjectVersion]):
+    """Packs the objects of a component as they are in their source.
+
+    `found` are those of `named` that there are, once the iteration has ended.
+    """
+
+    def __init__(
+        self,
+        versions: Iterator[ObjectVersion],
+        *,
+        source: Bucket,
+        bucket: Bucket,
+        keyring: Keyring,
+        component: Component,
+        named: frozenset[str],
+        attempt: str,
+        policy: Pipeline,
+        progress: Progress,
+        room: threading.Semaphore | None = None,
+    ) -> None:
+        self._source, self._named = source, named
+        self.found: set[str] = set()
+
+        def writer() -> PackWriter:
+            return PackWriter(
+                bucket,
+                keyring,
+                component=component.name,
+                retention_class=component.retention_class,
+                attempt=attempt,
+                policy=policy,
+                progress=progress,
+                room=room,
+            )
+
+        super().__init__(versions, writer, workers=policy.streams_at_once)
+
+    def __iter__(self) -> Iterator[IndexEntry]:
+        for entry in super().__iter__():
+            if entry.key in self._named:
+                self.found.add(entry.key)
+            yield entry
 
     def _pack(self, version: ObjectVersion, writer: PackWriter) -> IndexEntry:
         source = self._source
@@ -279,9 +307,7 @@ class PackedComponent:
 
         def digested() -> Iterator[bytes]:
             nonlocal size
-            for chunk in content:
-                if self._stopped.is_set():
-                    raise _StoppedError
+            for chunk in self._until_stopped(content):
                 digest.update(chunk)
                 if told is not None:
                     told.update(chunk)

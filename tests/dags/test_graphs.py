@@ -111,6 +111,7 @@ def test_airflow_reads_every_file(bag: dict[str, Any]) -> None:
         ("snapshot_backup", "0 0 * * 0"),
         ("storage_lifecycle", "0 4 * * *"),
         ("key_rotation", "0 5 * * *"),
+        ("monthly_archive", "0 2 1 * *"),
     ],
 )
 def test_it_runs_when_the_policy_says_in_windows(bag: dict[str, Any], name: str, cron: str) -> None:
@@ -130,7 +131,10 @@ def test_nothing_can_skip_its_teardowns_or_pile_up(bag: dict[str, Any]) -> None:
     for dag in bag["dags"].values():
         assert dag["timeout"] is None  # it would skip teardowns
         assert dag["catchup"] is False
-    assert {name for name, dag in bag["dags"].items() if dag["active"] != 1} == {"point_in_time_recovery"}
+    assert {name for name, dag in bag["dags"].items() if dag["active"] != 1} == {
+        "point_in_time_recovery",
+        "archive_restore",
+    }
 
 
 def test_every_task_is_documented_bounded_and_owned(bag: dict[str, Any]) -> None:
@@ -310,3 +314,30 @@ def test_a_rotation_makes_wraps_and_proves_and_retires_only_what_the_form_names(
     assert (set(tasks["watcher"]["up"]), tasks["watcher"]["rule"]) == (set(ups), "one_failed")
     assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
     assert dag["params"] == {"kinds": "due", "kms": [], "retire": ""}
+
+
+@pytest.mark.requirement("R8.1")
+def test_a_months_archives_are_chosen_once_and_made_and_verified_a_class_at_a_time(bag: dict[str, Any]) -> None:
+    tasks = bag["dags"]["monthly_archive"]["tasks"]
+    classes = ["financial", "personal", "operational"]
+    for name in classes:
+        assert tasks[f"{name}.make"]["up"] == ["choose_full"]
+        assert tasks[f"{name}.verify"]["up"] == [f"{name}.make"]
+    work = {"choose_full", *(f"{name}.{step}" for name in classes for step in ("make", "verify"))}
+    assert set(tasks["success_report"]["up"]) == set(tasks["error_alert"]["up"]) == set(tasks["watcher"]["up"]) == work
+    rules = {name: tasks[name]["rule"] for name in ("success_report", "error_alert", "watcher")}
+    assert rules == {"success_report": "all_success", "error_alert": "one_failed", "watcher": "one_failed"}
+    assert tasks["choose_full"]["retries"] == 6  # the night's verification may still be on its way
+
+
+@pytest.mark.requirement("R3.3", "R8.1")
+def test_an_archive_is_retrieved_before_it_is_restored_and_only_into_places_of_its_own(bag: dict[str, Any]) -> None:
+    dag = bag["dags"]["archive_restore"]
+    tasks = dag["tasks"]
+    row = ["select_archive", "retrieve", "restore_data", "validate"]
+    for before, after in itertools.pairwise(row):
+        assert tasks[after]["up"] == [before]
+    assert {*row, "remove_temporary_directory"} == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
+    assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
+    assert dag["params"]["tier"] == "Standard"
+    assert not {"where", "replace_live"} & set(dag["params"])

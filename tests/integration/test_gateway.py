@@ -18,6 +18,7 @@ from include.backup.stream import ship_continuously
 from include.backup.verify import check_integrity
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
+from include.pipeline.transfer import Upload
 from include.policy import load_policy
 from include.recovery.moments.planning import Target, plan_recovery
 from include.recovery.moments.restore import Chosen, Destinations
@@ -27,6 +28,7 @@ from include.recovery.opened import OpenedBackup
 from include.repository.catalog import AlreadyCommitted, Catalog
 from include.repository.layout import BackupId, BackupType
 from include.repository.manifest import Manifest
+from include.repository.setup import set_up
 from include.repository.wal import WalArchive
 from include.sandbox.ceph import CephGateway
 from include.sandbox.installation import Installation
@@ -164,3 +166,33 @@ def test_a_moment_is_recovered_of_a_snapshot_an_increment_and_what_was_streamed(
             session.execute("SELECT pg_drop_replication_slot(%s)", (ANCHOR,))
             session.execute("DROP DATABASE IF EXISTS gateway_moment")
     assert list(scratch.iterdir()) == [spool]
+
+
+@pytest.mark.requirement("R3.1", "R3.3")
+def test_it_is_set_up_as_far_as_it_goes(ceph: CephGateway) -> None:
+    """It knows neither encryption (without a key service) nor replication, and locks only in buckets made for it."""
+    primary, replica = (
+        Bucket(ceph.session(), f"set-up-{name}", region=ceph.region, endpoint_url=ceph.endpoint_url)
+        for name in ("primary", "replica")
+    )
+    policy = load_policy()
+    locked = policy.model_copy(update={"storage": policy.storage.model_copy(update={"object_lock": "governance"})})
+    first = set_up(primary, replica, policy, replication_role="arn:aws:iam::000000000000:role/replicates")
+    second = {finding.aspect: finding for finding in set_up(primary, replica, locked)[:6]}
+
+    unknown = {finding.aspect for finding in first if finding.state == "not known to this store"}
+    assert unknown == {"encryption", "replication"}
+    for aspect in ("bucket", "versions", "public access", "lifecycle"):
+        assert (second[aspect].bucket, second[aspect].state) == (primary.name, "as it should be")
+    assert second["object lock"].state == "left to a person"
+    assert "make a new one" in second["object lock"].detail
+
+
+def test_it_keeps_the_tags_of_an_upload_in_parts(ceph: CephGateway) -> None:
+    name = ceph.create_bucket("tagged-in-parts")
+    bucket = Bucket(ceph.session(), name, region=ceph.region, endpoint_url=ceph.endpoint_url)
+    tags = {"retention-class": "financial", "month": "2026-11", "in words": "a + b"}
+    with Upload(bucket, "parts", part_bytes=5 << 20, in_flight=1, tags=tags) as upload:
+        upload.write(bytes((5 << 20) + 1))
+        upload.complete()
+    assert bucket.tags("parts") == tags

@@ -66,12 +66,17 @@ def restore_to(
 
 
 def validate(plan: RecoveryPlan, places: Places, restored: dict[str, Any]) -> dict[str, Any]:
-    """Look at each place once more, as who uses it will: `restored` is what `restore_to` told (R5.2).
+    """`look_at` the places of a plan; what it reaches, too (R5.2)."""
+    return {"reaches": iso(plan.reaches), "skew": str(plan.skew), **look_at(places, restored)}
+
+
+def look_at(places: Places, restored: dict[str, Any]) -> dict[str, Any]:
+    """Look at each place once more, as who uses it will: `restored` is what was told when it came back (R5.2).
 
     Data: as many tables, objects, and the commit, as were brought back. Application: its tables answer. Service: the
     server is no standby, and takes a write, of which nothing stays. Raises `NotAsRestored`, or what stopped it.
     """
-    facts: dict[str, Any] = {"reaches": iso(plan.reaches), "skew": str(plan.skew)}
+    facts: dict[str, Any] = {}
     if places.server and places.database and "database" in restored:
         facts |= _database(places, restored["restored_tables"])
     if places.bucket and "objects" in restored:

@@ -162,7 +162,7 @@ WRONG = {
     ),
     "cold after expiry": Wrong(
         "transition_after: 90 days",
-        "transition_after: 5 years",
+        "transition_after: 2000 days",
         "storage.cold.transition_after",
         "the expiry of personal (5 years), operational (1 year).",
     ),
@@ -171,6 +171,37 @@ WRONG = {
         "transition_after: 365 days",
         "storage.cold.transition_after",
         "at or after the expiry of operational (1 year).",
+    ),
+    "cold after months": Wrong(
+        "transition_after: 90 days",
+        "transition_after: 3 months",
+        "storage.cold.transition_after",
+        "is 3 months, and stores count whole days.",
+    ),
+    "a tier without a price": Wrong(
+        "      Bulk: {within: 12 hours, usd_per_gib: 0, usd_per_1000_objects: 0}\n",
+        "",
+        "storage.cold.retrievals",
+        "lacks Bulk.",
+        at="retrievals:",
+    ),
+    "uploads aborted before the reaper": Wrong(
+        "uploads_aborted_after: 7 days",
+        "uploads_aborted_after: 2 days",
+        "storage.lifecycle.uploads_aborted_after",
+        "is 2 days, within attempts_reaped_after (48 hours).",
+    ),
+    "noncurrent versions for hours": Wrong(
+        "noncurrent_expire_after: 30 days",
+        "noncurrent_expire_after: 30 hours",
+        "storage.lifecycle.noncurrent_expire_after",
+        "is 30 hours, and stores count whole days.",
+    ),
+    "a lock of no kind": Wrong(
+        'object_lock: "off"',
+        'object_lock: "on"',
+        "storage.object_lock",
+        "'off', 'governance' or 'compliance'",
     ),
     "cold kept otherwise": Wrong(
         "kept: 7 years                   #",

@@ -430,3 +430,34 @@ def test_a_preparations_probe_goes_for_good(catalog: Catalog) -> None:
     assert remove_probes(bucket, probes).objects == len(probes.objects) + len(probes.uploads) == 3
     assert list(bucket.unfinished_uploads("")) == []
     assert {key for key, _ in everything(catalog)} == {"state/other"}
+
+
+def archive_at(catalog: Catalog, attempt: str) -> Manifest:
+    """A try at an archive that has written everything but its manifest, which is returned: packs of its own."""
+    backup, bucket = BackupId.archive("personal", MIDNIGHT), catalog.bucket
+    create_data_key(bucket, catalog.keyring, owner=str(backup), attempt=attempt)
+    prefix = f"{backup.attempt_prefix(attempt)}packs/"
+    bucket.put(prefix + attempt * 2, b"members")
+    bucket.put(f"{backup.attempt_prefix(attempt)}objects/user_uploads.index.jsonl.zst.enc/00000", b"index")
+    [artifact], [pack] = make().artifacts, make().packs
+    [segment] = artifact.segments
+    key = f"{backup.attempt_prefix(attempt)}objects/user_uploads.index.jsonl.zst.enc/00000"
+    return make(
+        id=str(backup),
+        type="archive",
+        attempt=attempt,
+        artifacts=(
+            artifact.model_copy(update={"attempt": attempt, "segments": (segment.model_copy(update={"key": key}),)}),
+        ),
+        packs=(pack.model_copy(update={"id": attempt * 2, "attempt": attempt, "prefix": prefix}),),
+    )
+
+
+@pytest.mark.requirement("R8.1")
+def test_a_dead_try_at_an_archive_goes_with_its_own_packs_and_the_committed_one_stays(catalog: Catalog) -> None:
+    catalog.commit(archive_at(catalog, WON))
+    kept = everything(catalog)
+    archive_at(catalog, LOST)
+
+    assert reap(reaper(catalog), soon(catalog)) == [LOST]
+    assert everything(catalog) == kept

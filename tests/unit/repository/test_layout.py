@@ -133,3 +133,11 @@ def test_a_key_says_whose_it_is(backup: BackupId) -> None:
 )
 def test_what_no_try_writes_is_nobodys(key: str) -> None:
     assert place_of(key) is None
+
+
+def test_an_archives_own_pack_is_its_attempts_and_tagged_with_class_and_month() -> None:
+    archive = BackupId.parse("archive-financial-2026-11")
+    key = f"{archive.attempt_prefix('0123456789abcdef')}packs/{'f' * 32}"
+    assert place_of(key) == Place("0123456789abcdef", backup=archive)
+    assert archive.tags == {"retention-class": "financial", "month": "2026-11"}
+    assert BackupId.parse("full-20261122T000000Z").tags == {}
