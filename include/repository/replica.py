@@ -36,12 +36,14 @@ from include.repository.layout import (
     VERIFICATION,
     WAL,
     envelope_prefix,
+    place_of,
     wal_key,
     wal_owner,
 )
 from include.repository.lsn import Lsn, is_segment, segment_lsn, timeline_of
 from include.repository.manifest import Manifest, ManifestRefused, WalFile
 from include.repository.references import envelope_prefixes, references
+from include.repository.shredding import shredded
 from include.repository.wal import PART_BYTES, Shipped, WalArchive
 
 log = logging.getLogger(__name__)
@@ -178,8 +180,11 @@ class Replica:
         brought = Brought()
         self._bring_documents([LEDGER], brought)
         there = _oldest(self.replica.bucket, [MANIFESTS])
+        destroyed = shredded(self.primary) | shredded(self.replica)
         manifests = []
         for entry in self.primary.entries():
+            if entry.manifest and entry.manifest.id in destroyed:
+                continue  # what somebody destroyed on purpose is not brought back, and its key is no loss
             if entry.manifest is None:
                 log.warning("%s is not brought to the replica: %s", entry.key, entry.refused)
                 continue
@@ -301,7 +306,12 @@ class Replica:
         part_bytes = PART_BYTES if piece.key.startswith(WAL) else pipeline.part_bytes
         digest = hashlib.sha256()
         with Upload(
-            self.replica.bucket, piece.key, part_bytes=part_bytes, in_flight=pipeline.parts_in_flight, room=self._room
+            self.replica.bucket,
+            piece.key,
+            part_bytes=part_bytes,
+            in_flight=pipeline.parts_in_flight,
+            room=self._room,
+            tags=_tags(piece.key),
         ) as upload:
             for chunk in _read(self.primary.bucket, piece):
                 digest.update(chunk)
@@ -410,6 +420,12 @@ class Replica:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _tags(key: str) -> Mapping[str, str]:
+    """As whoever wrote it first tagged it."""
+    place = place_of(key)
+    return place.backup.tags if place and place.backup else {}
 
 
 def _read(bucket: Bucket, piece: Piece) -> Iterator[bytes]:

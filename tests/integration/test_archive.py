@@ -16,7 +16,7 @@ from airflow.sdk.module_loading import import_string
 from typer.testing import CliRunner, Result
 
 from include.backup.archive import NothingToArchive, make_archive
-from include.backup.verify import prove_integrity, prove_sizes
+from include.backup.verify import check_integrity, prove_integrity, prove_sizes
 from include.cli.__main__ import app
 from include.operators.cold import ApplyLifecycle, ReportCold, RetrieveFromCold
 from include.pipeline.progress import Progress
@@ -30,6 +30,7 @@ from include.repository.contents import INVENTORY
 from include.repository.layout import BackupId, envelope_prefix
 from include.repository.manifest import Manifest
 from include.repository.references import data_keys, references
+from include.repository.replica import Replica
 from include.repository.shredding import ArchiveShredded, NotShreddable, shred
 from include.sandbox.installation import Installation
 from include.sandbox.s3 import S3Server
@@ -344,6 +345,28 @@ def test_the_daily_steps_mend_both_buckets_and_tell_what_is_cold(
     assert told["archives"] == len(archives)
     assert told["cold_bytes"] == sum(manifest.stored_bytes for manifest in archives.values())
     assert told["within_seconds"]["Standard"] == 5 * 3600
+
+
+@pytest.mark.requirement("R3.2", "R8.1")
+def test_archives_are_in_both_regions_and_what_was_shredded_in_one_is_not_brought_back(
+    catalog: Catalog, archives: dict[str, Manifest], s3_replica: S3Server, tmp_path: Path
+) -> None:
+    name = s3_replica.create_bucket("replica-of-archives")
+    bucket = Bucket(s3_replica.session(), name, region=s3_replica.region, endpoint_url=s3_replica.endpoint_url)
+    there = Catalog(bucket, catalog.keyring)
+    gone = archives["financial"]
+    with Progress("test") as progress:
+        replica = Replica(catalog, there, POLICY, progress=progress)
+        replica.bring().require()
+        for manifest in archives.values():
+            check_integrity(there, manifest.backup, POLICY, scratch=tmp_path)
+            assert bucket.tags(manifest.artifacts[0].segments[0].key) == manifest.backup.tags
+        shred(there, gone.backup, by="somebody", because="asked", now=datetime.now(UTC))
+        again = replica.bring(everything=True)
+
+    again.require()
+    assert not list(bucket.keys(f"keys/{gone.id}/"))
+    assert list(catalog.bucket.keys(f"keys/{gone.id}/"))
 
 
 # Shredded
