@@ -266,13 +266,16 @@ def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[st
     assert "python -m include.cli reap" in doc
 
 
-@pytest.mark.requirement("R4.6")
-def test_a_red_lifecycle_is_told_and_stays_red(bag: dict[str, Any]) -> None:
+@pytest.mark.requirement("R3.2", "R3.3", "R4.6")
+def test_the_lifecycle_repairs_and_tidies_and_is_told_when_it_is_red(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["storage_lifecycle"]["tasks"]
-    work = set(tasks) - {"error_alert", "watcher"}
+    work = set(tasks) - {"error_alert", "delivered", "watcher"}
+    assert work >= {"repair_replica", "apply_lifecycle", "report_cold", "reap"}
+    assert tasks["reap"]["rule"] == "all_done"  # what dead runs left goes, whatever became of the rest
     for last in ("error_alert", "watcher"):
         assert tasks[last]["rule"] == "one_failed"
         assert set(tasks[last]["up"]) == work
+    assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["error_alert"], True)
 
 
 @pytest.mark.requirement("R5.1")
