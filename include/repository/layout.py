@@ -94,6 +94,8 @@ MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"
+HOLDS, DELETED = "holds/", "deleted/"
+READING, RETENTION_RUNS = "state/reading/", "state/retention/"
 _WAL = re.compile(
     r"wal/(?P<system>\d+)/(?P<timeline>[0-9A-F]{8})/(?P<name>(?P=timeline)(?:[0-9A-F]{16}|\.history))"
     r"\.(?P<attempt>[0-9a-f]{16})\.zst\.enc",
