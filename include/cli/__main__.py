@@ -10,10 +10,12 @@ from botocore.exceptions import BotoCoreError
 import include.cli
 from include.cli import backups, keyring
 from include.cli.doctor import doctor
+from include.cli.hold import hold, release
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.reap import reap
 from include.cli.restore import restore
+from include.cli.retention import retention
 from include.cli.stream import stream
 from include.cli.verify import accept, verify
 from include.cli.windows import windows
@@ -26,6 +28,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.callback()(place)
 app.command("list")(backups.list_)
 for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, reap, stream, windows):
+    app.command()(command)
+for command in (retention, hold, release):
     app.command()(command)
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)

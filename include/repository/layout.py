@@ -91,6 +91,7 @@ def _moment(text: str, pattern: str) -> datetime | None:
 
 
 MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
+ARCHIVE_MANIFESTS = f"{MANIFESTS}archive/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"

@@ -18,6 +18,7 @@ from typing import TypeVar
 from include.repository.committed import Base, Committed, Stretch
 from include.repository.ledger import Gap
 from include.repository.lsn import Lsn, segment_start
+from include.repository.manifest import moment_text
 from include.repository.timelines import TimelineHistory
 
 Place = TypeVar("Place", Lsn, datetime)
@@ -33,6 +34,11 @@ class Interval:
 
     since: datetime
     until: datetime
+
+
+def words_of(interval: Interval) -> str:
+    """As people read it."""
+    return f"{moment_text(interval.since)} to {moment_text(interval.until)}"
 
 
 class Line:
