@@ -258,7 +258,7 @@ def verification(manifest: Manifest, *, passed: bool = True) -> Verification:
 
 @dataclass
 class Memory:
-    """A bucket in memory, as far as retention and the planner ask for it; it knows sizes, and of few objects the content."""
+    """A bucket in memory, as far as retention and the planner ask for it; of most objects it knows no content."""
 
     keyring: Keyring
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -346,7 +346,7 @@ class _MemoryCatalog:
             for entry in self._memory.entries.values()
             if type_ is None or (entry.manifest and entry.manifest.type == type_)
         ]
-        return sorted(found, key=lambda entry: _time(entry))
+        return sorted(found, key=_time)
 
     def get(self, backup: BackupId) -> Manifest:
         manifest = self._memory.entries[str(backup)].manifest

@@ -29,8 +29,9 @@ app.callback()(place)
 app.command("list")(backups.list_)
 for command in (backups.show, verify, accept, restore, backups.decrypt, doctor, reap, stream, windows):
     app.command()(command)
-for command in (retention, hold, release):
-    app.command()(command)
+app.command()(retention)
+app.command()(hold)
+app.command()(release)
 
 keyring_app = typer.Typer(no_args_is_help=True, help=keyring.__doc__)
 keyring_app.command("create")(keyring.create)

@@ -16,13 +16,15 @@ BecauseOption = Annotated[str, typer.Option(help="Why; kept with your name, for 
 
 
 def hold(context: typer.Context, backup: BackupArgument, because: BecauseOption, as_json: JsonOption = False) -> None:
-    """Hold a backup, whatever its age, with all that it takes to restore it; in the one bucket that the options name."""
+    """Hold a backup, whatever its age, and all that restoring it takes; in the one bucket that the options name."""
     catalog = context.obj.catalog()
     held = find_backup(catalog, backup).backup
     _tell(holds.hold(catalog, held, by=writer(), because=_said(because)), as_json=as_json)
 
 
-def release(context: typer.Context, backup: BackupArgument, because: BecauseOption, as_json: JsonOption = False) -> None:
+def release(
+    context: typer.Context, backup: BackupArgument, because: BecauseOption, as_json: JsonOption = False
+) -> None:
     """End the hold of a backup: its retention decides again."""
     catalog = context.obj.catalog()
     _tell(holds.release(catalog, BackupId.parse(backup), by=writer(), because=_said(because)), as_json=as_json)

@@ -8,8 +8,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from include.pipeline.keys import Keyring
 from include.policy import Period, Policy, load_policy
@@ -18,7 +16,7 @@ from include.recovery.moments.reach import Branch, read_reach
 from include.repository.committed import Committed
 from include.repository.layout import WAL
 from include.repository.lsn import Lsn
-from include.repository.needs import Interval, without
+from include.repository.needs import Interval
 from include.repository.retention import Decisions, View, WalCopy, decide
 from include.repository.timelines import TimelineHistory
 from include.sources.postgres.waldump import Commit
@@ -40,7 +38,9 @@ class World:
     holds: dict[str, str] = field(default_factory=dict)
     all_made: list[Committed] = field(default_factory=list)
 
-    def hour(self, now: datetime, *, missed: frozenset[str] = frozenset(), failed: frozenset[str] = frozenset()) -> None:
+    def hour(
+        self, now: datetime, *, missed: frozenset[str] = frozenset(), failed: frozenset[str] = frozenset()
+    ) -> None:
         """What the schedule makes at that hour, but for what is missed; what failed does so in its verification."""
         if self.cluster.window_end is not None and "incremental" not in missed:
             self._commit("incremental", now + timedelta(seconds=20), failed)
@@ -184,7 +184,11 @@ def must_be_exactly_kept(world: World, now: datetime) -> None:
 
 def _firsts(since: datetime, until: datetime) -> list[datetime]:
     """Half past the second hour of every first of a month, when archives are made, after `since`."""
-    found = [datetime(year, month, 1, 2, tzinfo=since.tzinfo) for year in range(2026, until.year + 1) for month in range(1, 13)]
+    found = [
+        datetime(year, month, 1, 2, tzinfo=since.tzinfo)
+        for year in range(2026, until.year + 1)
+        for month in range(1, 13)
+    ]
     return [time for time in found if since <= time <= until]
 
 
