@@ -178,6 +178,7 @@ class Needs:
 
     def since(self, moment: datetime, living: Iterable[tuple[str, int]]) -> Iterator[Committed]:
         """What it takes to restore every moment from this one on, along the timelines that have such moments."""
+        living = set(living)
         for system, timeline in living:
             line = self.line(system, timeline)
             bases = line.bases_at(moment)
@@ -186,8 +187,9 @@ class Needs:
             yield from later
             if bases or later:
                 yield from line.within([(min(map(line.begin, bases or later[:1])), END_OF_LOG)])
-        yield from self._objects_since(moment)
-        yield from self._configuration_since(moment)
+        if living:
+            yield from self._objects_since(moment)
+            yield from self._configuration_since(moment)
 
     def of(self, points: Iterable[Committed]) -> Iterator[Committed]:
         """What it takes to restore the consistency points of increments: bases, log, objects, configuration."""

@@ -67,7 +67,8 @@ class RetentionRun(SignedDocument):
 
 def last_run(bucket: Bucket, keyring: Keyring) -> RetentionRun | None:
     """The newest genuine record of this bucket's; None when there is none yet. One that is refused is logged."""
-    for version in reversed(list(oldest(bucket.versions(RETENTION_RUNS)))):
+    records = sorted(oldest(bucket.versions(RETENTION_RUNS)), key=lambda version: (version.modified, version.key))
+    for version in reversed(records):
         try:
             run = RetentionRun.open(bucket.read(version.key, version_id=version.version_id), keyring, key=version.key)
         except RunRefused as refused:

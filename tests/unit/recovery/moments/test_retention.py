@@ -1,4 +1,4 @@
-"""What retention leaves is what the real planner needs: years of the schedule, hour by hour, on a fake clock (R1, R8.1)."""
+"""What retention leaves is what the real planner needs: years of the schedule on a fake clock (R1, R8.1)."""
 
 from __future__ import annotations
 
