@@ -26,7 +26,7 @@ from include.repository.layout import (
     wal_owner,
 )
 from include.repository.ledger import Gap
-from include.repository.lsn import Lsn, history_name
+from include.repository.lsn import Lsn, history_name, is_segment, timeline_of
 from include.repository.manifest import (
     Artifact,
     BaseBackup,
@@ -142,7 +142,12 @@ class Cluster:
         names = [*histories, *self.history.segment_names(first, last, SEGMENT)]
         files = tuple(
             WalFile.model_construct(
-                name=name, attempt=attempt, raw_bytes=SEGMENT, raw_sha256=DIGEST, stored_bytes=7, stored_sha256=DIGEST
+                name=name,
+                attempt=attempt if is_segment(name) else name_of("history", timeline_of(name)),
+                raw_bytes=SEGMENT,
+                raw_sha256=DIGEST,
+                stored_bytes=7,
+                stored_sha256=DIGEST,
             )
             for name in names
         )
@@ -256,7 +261,7 @@ def verification(manifest: Manifest, *, passed: bool = True) -> Verification:
     )
 
 
-@dataclass
+@dataclass(repr=False)
 class Memory:
     """A bucket in memory, as far as retention and the planner ask for it; of most objects it knows no content."""
 
@@ -267,6 +272,9 @@ class Memory:
     contents: dict[str, bytes] = field(default_factory=dict)
     gaps: list[Gap] = field(default_factory=list)
     name: str = "memory"
+
+    def __repr__(self) -> str:
+        return self.name
 
     def commit(self, manifest: Manifest, proved: Verification | None = None) -> None:
         """The backup with everything that it names."""

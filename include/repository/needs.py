@@ -178,7 +178,7 @@ class Needs:
 
     def since(self, moment: datetime, living: Iterable[tuple[str, int]]) -> Iterator[Committed]:
         """What it takes to restore every moment from this one on, along the timelines that have such moments."""
-        living = set(living)
+        begins: list[datetime] = []
         for system, timeline in living:
             line = self.line(system, timeline)
             bases = line.bases_at(moment)
@@ -187,9 +187,10 @@ class Needs:
             yield from later
             if bases or later:
                 yield from line.within([(min(map(line.begin, bases or later[:1])), END_OF_LOG)])
-        if living:
-            yield from self._objects_since(moment)
-            yield from self._configuration_since(moment)
+                begins.append(moment if bases else _base(later[0]).stopped)
+        if begins:
+            yield from self._objects_since(min(begins))
+            yield from self._configuration_since(min(begins))
 
     def of(self, points: Iterable[Committed]) -> Iterator[Committed]:
         """What it takes to restore the consistency points of increments: bases, log, objects, configuration."""

@@ -20,6 +20,7 @@ from include.repository.committed import Committed
 from include.repository.layout import (
     DELETED,
     HOLDS,
+    KEYS,
     LEDGER,
     MANIFESTS,
     READING,
@@ -27,8 +28,8 @@ from include.repository.layout import (
     ROLLING_TYPES,
     VERIFICATION,
     WAL,
+    BackupId,
     WalPlace,
-    envelope_prefix,
     named_by,
     place_of,
     wal_owner,
@@ -46,7 +47,6 @@ Kind = Literal[
 ]
 _ATTEMPTS = re.compile(rb"[0-9a-f]{16}")
 _TOLD = 3
-_WAL_OWNER = re.compile(r"keys/wal-(?P<system>\d+)/(?P<attempt>[0-9a-f]{16})/", re.ASCII)
 
 
 class Reason(NamedTuple):
@@ -70,6 +70,7 @@ class Verdict:
 
 
 GOES = Verdict()
+_SEALED = Verdict((Reason("named", "what stays is sealed with it"),))
 
 
 class WalCopy(NamedTuple):
@@ -129,7 +130,7 @@ class Decisions:
         self._tombs: dict[str, set[str]] = defaultdict(set)
         for tomb in view.tombstones:
             self._tombs[tomb.backup].update(tomb.attempts)
-        self._attempts = {each.id: each.attempts for each in view.backups}
+        self._own = {prefix: each.id for each in view.backups for prefix in _own_prefixes(each)}
         self._named = self._named_by_what_stays()
         self._given_up = {key for each in self.going for key in each.shared}
         self._given_up |= {key for tomb in view.tombstones for key in tomb.shared}
@@ -291,6 +292,7 @@ class Decisions:
             LEDGER: self._of_gap,
             READING: self._of_lease,
             RETENTION_RUNS: self._of_run,
+            f"{KEYS}{wal_owner('')}": self._of_session_key,
         }
 
     def is_named(self, key: str) -> bool:
@@ -349,32 +351,40 @@ class Decisions:
         words = f"{first} names it" if not more else f"{first} and {more} more name it"
         return Verdict((Reason("named", words),))
 
-    def _of_content(self, key: str, modified: datetime) -> Verdict:
-        """Artifacts, packs, envelopes."""
-        if wal := _WAL_OWNER.match(key):
-            if (wal["system"], wal["attempt"]) in self._log_sessions:
-                return Verdict((Reason("named", "log that stays is sealed with it"),))
-            return self._by_its_age(modified, self._window, "its session may go on")
+    def _of_session_key(self, key: str, modified: datetime) -> Verdict:
+        """A wrap of the data key of log."""
+        _, owner, attempt, _ = key.split("/", 3)
+        if (owner.removeprefix(wal_owner("")), attempt) in self._log_sessions:
+            return _SEALED
+        return self._by_its_age(modified, self._window, "its session may go on")
+
+    def _of_content(self, key: str, _: datetime) -> Verdict:
+        """Artifacts, packs, envelopes: what stays is looked up, and only the rest is parsed."""
+        if (backup := self._own.get(_attempt_prefix(key))) is not None:
+            return self.backups[backup]
+        if key in self._named:
+            return self._named_verdict(key)
+        prefix = key.rpartition("/")[0] + "/"
+        if prefix in self._envelopes:
+            return _SEALED
+        return self._of_what_is_not_needed(key, prefix)
+
+    def _of_what_is_not_needed(self, key: str, prefix: str) -> Verdict:
         place = place_of(key)
         if place is None:
             return _elsewhere("it is nothing that retention knows")
         if place.envelope:
-            return self._of_envelope(key, place.pack is not None, place.attempt)
+            return self._of_envelope(prefix, place.pack is not None, place.attempt)
         if place.pack is not None:
-            return self._of_shared(key)
+            return self._of_pack(key)
         return self._of_attempt(str(place.backup), str(place.attempt))
 
-    def _of_envelope(self, key: str, packed: bool, attempt: str | None) -> Verdict:
-        prefix = key.rpartition("/")[0] + "/"
-        if prefix in self._envelopes:
-            return Verdict((Reason("named", "a backup that stays is sealed with it"),))
+    def _of_envelope(self, prefix: str, packed: bool, attempt: str | None) -> Verdict:
         if (packed and self._view.refused) or self._is_suspect([attempt or ""]):
             return Verdict((Reason("refused", "a manifest is refused, and may name it"),))
         return GOES if prefix in self._given_up_envelopes else _reapers()
 
-    def _of_shared(self, key: str) -> Verdict:
-        if key in self._named:
-            return self._named_verdict(key)
+    def _of_pack(self, key: str) -> Verdict:
         if self._view.refused:
             return Verdict((Reason("refused", "a manifest is refused, and may name any pack"),))
         return GOES if key in self._given_up else _reapers()
@@ -382,8 +392,6 @@ class Decisions:
     def _of_attempt(self, backup: str, attempt: str) -> Verdict:
         if self._is_suspect([attempt]):
             return Verdict((Reason("refused", "a manifest that is refused speaks of its attempt"),))
-        if attempt in self._attempts.get(backup, ()):
-            return self.backups[backup]
         return GOES if attempt in self._tombs.get(backup, ()) else _reapers()
 
     def _of_lease(self, _: str, modified: datetime) -> Verdict:
@@ -435,9 +443,15 @@ class _Copies:
                 yield copy, place
 
 
-def session_prefix(place: WalPlace) -> str:
-    """Under which the wraps of the data key of one copy of log lie."""
-    return envelope_prefix(wal_owner(place.system_identifier), place.attempt)
+def _own_prefixes(backup: Committed) -> Iterator[str]:
+    named = BackupId.parse(backup.id)
+    yield from (named.attempt_prefix(attempt) for attempt in backup.attempts)
+
+
+def _attempt_prefix(key: str) -> str:
+    """What a key begins with when it lies below an attempt; there may be a million, so it is cut, not parsed."""
+    parts = key.split("/", 6)
+    return "/".join(parts[: 5 if parts[0] == "archive" else 6]) + "/"
 
 
 def _elsewhere(words: str) -> Verdict:
@@ -448,7 +462,7 @@ def _reapers() -> Verdict:
     return _elsewhere("no manifest names it: it is the reaper's")
 
 
-def _id_of(key: str) -> object | None:
+def _id_of(key: str) -> BackupId | None:
     """The backup whose manifest lies at that key; None for anything else."""
     backup = named_by(key.rpartition("/")[2].removesuffix(".json"))
     return backup if backup is not None and backup.manifest_key == key else None
