@@ -3,7 +3,7 @@
     python -m benchmarks.retention [--quick]
 
 The view is made in memory, as `Survey` makes it of a bucket: a year of hourly increments, fulls and snapshots, of which
-nobody ever deleted any. What is measured is the decision, a verdict on every object, and the moments before and after it.
+nobody ever deleted any. What is measured is the decision, a verdict on every object, and the moments before and after.
 """
 
 from __future__ import annotations

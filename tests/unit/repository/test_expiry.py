@@ -19,7 +19,7 @@ from include.repository.attempts import Attempts
 from include.repository.catalog import Catalog
 from include.repository.committed import Committed
 from include.repository.envelopes import create_data_key
-from include.repository.expiry import CatalogShrank, Outcome, Plan, Retention
+from include.repository.expiry import CatalogShrank, NotDeleted, Outcome, Plan, Retention
 from include.repository.holds import hold, release
 from include.repository.layout import DELETED, READING, RETENTION_RUNS, BackupId, envelope_key
 from include.repository.leases import BeingDeleted, reading
@@ -461,3 +461,58 @@ def test_the_tombstone_of_another_bucket_deletes_nothing(catalog: Catalog) -> No
     with pytest.raises(CatalogShrank):
         run(catalog, LATE)
     assert {one.key for one in references(lost)} <= everything(catalog)
+
+
+# --- Object Lock, and another store ----------------------------------------------------------------------------------
+
+
+def test_what_is_locked_waits_with_all_that_comes_after_it_and_fails_only_when_overdue(
+    s3_primary: S3Server, keyring: Keyring
+) -> None:
+    name = f"locked-{day(0):%Y%m%d}-{id(keyring)}"
+    client = s3_primary.client()
+    client.create_bucket(
+        Bucket=name,
+        ObjectLockEnabledForBucket=True,
+        CreateBucketConfiguration={"LocationConstraint": "eu-west-1"},
+    )
+    store = Bucket(s3_primary.session(), name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    catalog = Catalog(store, keyring)
+    cluster = Cluster()
+    made = [lay_down(catalog, cluster.full(day(number))) for number in range(3)]
+    until = LATE + timedelta(days=30)
+    segment = made[0].artifacts[0].segments[0].key
+    for key in (segment, made[1].home):
+        client.put_object_retention(Bucket=name, Key=key, Retention={"Mode": "COMPLIANCE", "RetainUntilDate": until})
+
+    _, outcome = run(catalog, LATE)
+    assert set(outcome.locked) == {made[0].id, made[1].id}
+    outcome.require(SMALL, LATE)
+    there = everything(catalog)
+    assert made[1].home in there  # its manifest is locked: all of it stays
+    assert {one.key for one in references(made[1])} <= there
+    assert made[0].home not in there  # its manifest is gone: its keys stay with what is locked
+    assert segment in there
+    assert [key for key in there if key.startswith(f"keys/{made[0].id}/")]
+    assert not [key for key in there if key.startswith(f"{DELETED}{made[1].id}/")]
+
+    later = LATE + timedelta(days=3)
+    _, outcome = run(catalog, later)
+    assert outcome.locked == {made[0].id: LATE, made[1].id: LATE}
+    with pytest.raises(NotDeleted, match=r"kept by Object Lock for longer than 2 days"):
+        outcome.require(SMALL, later)
+
+
+@pytest.fixture
+def gateway(ceph: CephGateway, keyring: Keyring) -> Catalog:
+    name = ceph.create_bucket(f"retention-{id(keyring)}")
+    return Catalog(Bucket(ceph.session(), name, endpoint_url=ceph.endpoint_url), keyring)
+
+
+def test_on_a_store_that_ignores_conditions_a_late_manifest_never_becomes_the_backup(gateway: Catalog) -> None:
+    made = weeks(gateway)
+    late = made[0].model_copy(update={"attempt": "f" * 16})
+    gateway.bucket.put(made[0].home, late.sealed(gateway.keyring))
+    assert gateway.get(made[0].backup) == made[0]
+    run(gateway, LATE)
+    must_be_of(gateway, made[5:])
