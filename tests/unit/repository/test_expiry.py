@@ -28,6 +28,8 @@ from include.repository.references import data_keys, references
 from include.repository.retention_run import last_run
 from include.repository.tombstones import Tombstone, bury
 from include.repository.verification import INTEGRITY, Record, store_record
+from include.sandbox.ceph import CephGateway
+from include.sandbox.s3 import S3Server
 from tests.rolling import Cluster, day
 
 POLICY = load_policy()
