@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -12,16 +14,16 @@ from include.pipeline.canonical import canonical_json
 from include.pipeline.keys import Keyring, new_data_key
 from include.pipeline.sealing import Sealer
 from include.pipeline.store import Bucket, ObjectMissing, ObjectVersion
+from include.policy import Policy, load_policy
 from include.repository.catalog import Catalog, Entry
 from include.repository.committed import Committed
 from include.repository.contents import REPOSITORY_BUNDLE
+from include.repository.envelopes import create_data_key
 from include.repository.layout import (
     BackupId,
     BackupType,
     envelope_key,
     envelope_prefix,
-    gap_prefix,
-    pack_key,
     wal_key,
     wal_owner,
 )
@@ -39,7 +41,7 @@ from include.repository.manifest import (
 )
 from include.repository.references import data_keys, references
 from include.repository.timelines import TimelineHistory
-from include.repository.verification import INTEGRITY, Record, Verification
+from include.repository.verification import INTEGRITY, Record, Verification, store_record
 from tests.manifests import SEGMENT, make
 
 SYSTEM = "1"
@@ -375,4 +377,75 @@ def day(number: float) -> datetime:
     return datetime(2026, 1, 1, tzinfo=UTC) + timedelta(days=number)
 
 
-__all__ = ["SYSTEM", "Cluster", "Memory", "day", "gap_prefix", "name_of", "pack_key", "verification"]
+POLICY = load_policy()
+
+
+def policy(*, minimum: int = 1, **changes: object) -> Policy:
+    """The policy with small minimums, so that little data is enough."""
+    kept = POLICY.storage.retention.minimum_kept.model_copy(
+        update={"full": minimum, "incremental": minimum, "snapshot": minimum}
+    )
+    retention = POLICY.storage.retention.model_copy(update={"minimum_kept": kept, **changes})
+    return POLICY.model_copy(update={"storage": POLICY.storage.model_copy(update={"retention": retention})})
+
+
+SMALL = policy()
+
+
+def lay_down(catalog: Catalog, manifest: Manifest, *, verified: bool = True) -> Manifest:
+    """Everything that it names, the manifest last, and a proof."""
+    for owner, attempt in sorted(data_keys(manifest)):
+        create_data_key(catalog.bucket, catalog.keyring, owner=owner, attempt=attempt)
+    for one in references(manifest):
+        catalog.bucket.put(one.key, b"x" * one.stored_bytes)
+    committed = catalog.commit(manifest)
+    if verified:
+        prove(catalog, manifest)
+    return committed
+
+
+def prove(catalog: Catalog, manifest: Manifest, *, passed: bool = True) -> None:
+    """A record of its integrity; one that failed is the newer one."""
+    store_record(
+        catalog.bucket,
+        catalog.keyring,
+        Record(
+            backup=manifest.id,
+            attempt=manifest.attempt,
+            proof=INTEGRITY,
+            passed=passed,
+            when=catalog.bucket.clock() + timedelta(seconds=not passed),
+            bucket=catalog.bucket.name,
+            by="somebody",
+            milliseconds=1,
+            facts={},
+            what=None if passed else "A bit is flipped.",
+            mend=None if passed else "Use another.",
+        ),
+    )
+
+
+@contextmanager
+def at(catalog: Catalog, now: datetime) -> Iterator[None]:
+    """Inside the block the store's clock tells this moment."""
+    catalog.bucket.clock = lambda: now  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del catalog.bucket.clock  # type: ignore[method-assign]
+
+
+def weeks(catalog: Catalog) -> list[Manifest]:
+    """Two Sundays with a full backup, a snapshot, and some increments behind it, each."""
+    cluster = Cluster()
+    made = []
+    for sunday, hours in ((3, (1, 30, 60)), (10, (1, 30))):
+        made.append(cluster.full(day(sunday) - timedelta(hours=1)))
+        made.append(cluster.snapshot(day(sunday)))
+        made += [cluster.increment(day(sunday) + timedelta(hours=hour)) for hour in hours]
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda each: lay_down(catalog, each), made))
+
+
+LATE = day(10) + timedelta(days=3650)
+"""Longer after the last Sunday, and after any day on which this test is run, than anything is kept for its age."""

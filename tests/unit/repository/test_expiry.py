@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,13 +10,12 @@ import pytest
 
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, StoreError
-from include.policy import Policy, load_policy
+from include.policy import Policy
 from include.recovery.moments.planning import Target, plan_recovery, recoverable
 from include.repository import expiry
 from include.repository.attempts import Attempts
 from include.repository.catalog import Catalog
 from include.repository.committed import Committed
-from include.repository.envelopes import create_data_key
 from include.repository.expiry import CatalogShrank, NotDeleted, Outcome, Plan, Retention
 from include.repository.holds import hold, release
 from include.repository.layout import DELETED, READING, RETENTION_RUNS, BackupId, envelope_key
@@ -27,82 +24,9 @@ from include.repository.manifest import Manifest
 from include.repository.references import data_keys, references
 from include.repository.retention_run import last_run
 from include.repository.tombstones import Tombstone, bury
-from include.repository.verification import INTEGRITY, Record, store_record
 from include.sandbox.ceph import CephGateway
 from include.sandbox.s3 import S3Server
-from tests.rolling import Cluster, day
-
-POLICY = load_policy()
-
-
-def policy(*, minimum: int = 1, **changes: object) -> Policy:
-    """The policy with small minimums, so that little data is enough."""
-    kept = POLICY.storage.retention.minimum_kept.model_copy(
-        update={"full": minimum, "incremental": minimum, "snapshot": minimum}
-    )
-    retention = POLICY.storage.retention.model_copy(update={"minimum_kept": kept, **changes})
-    return POLICY.model_copy(update={"storage": POLICY.storage.model_copy(update={"retention": retention})})
-
-
-SMALL = policy()
-
-
-def lay_down(catalog: Catalog, manifest: Manifest, *, verified: bool = True) -> Manifest:
-    """Everything that it names, the manifest last, and a proof."""
-    for owner, attempt in sorted(data_keys(manifest)):
-        create_data_key(catalog.bucket, catalog.keyring, owner=owner, attempt=attempt)
-    for one in references(manifest):
-        catalog.bucket.put(one.key, b"x" * one.stored_bytes)
-    committed = catalog.commit(manifest)
-    if verified:
-        prove(catalog, manifest)
-    return committed
-
-
-def prove(catalog: Catalog, manifest: Manifest, *, passed: bool = True) -> None:
-    store_record(
-        catalog.bucket,
-        catalog.keyring,
-        Record(
-            backup=manifest.id,
-            attempt=manifest.attempt,
-            proof=INTEGRITY,
-            passed=passed,
-            when=catalog.bucket.clock() + timedelta(seconds=not passed),
-            bucket=catalog.bucket.name,
-            by="somebody",
-            milliseconds=1,
-            facts={},
-            what=None if passed else "A bit is flipped.",
-            mend=None if passed else "Use another.",
-        ),
-    )
-
-
-@contextmanager
-def at(catalog: Catalog, now: datetime) -> Iterator[None]:
-    """Inside the block the store's clock tells this moment."""
-    catalog.bucket.clock = lambda: now  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del catalog.bucket.clock  # type: ignore[method-assign]
-
-
-def weeks(catalog: Catalog) -> list[Manifest]:
-    """Two Sundays with a full backup, a snapshot, and some increments behind it, each."""
-    cluster = Cluster()
-    made = []
-    for sunday, hours in ((3, (1, 30, 60)), (10, (1, 30))):
-        made.append(cluster.full(day(sunday) - timedelta(hours=1)))
-        made.append(cluster.snapshot(day(sunday)))
-        made += [cluster.increment(day(sunday) + timedelta(hours=hour)) for hour in hours]
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(lambda each: lay_down(catalog, each), made))
-
-
-LATE = day(10) + timedelta(days=3650)
-"""Longer after the last Sunday, and after any day on which this test is run, than anything is kept for its age."""
+from tests.rolling import LATE, SMALL, Cluster, at, day, lay_down, policy, prove, weeks
 
 
 def everything(catalog: Catalog, but: tuple[str, ...] = (RETENTION_RUNS,)) -> set[str]:
@@ -375,6 +299,22 @@ def test_what_a_try_left_that_has_not_ended_is_the_reapers(catalog: Catalog) -> 
         catalog.bucket.put(key, b"bytes")
     run(catalog, LATE)
     assert {other, beside, "packs/" + "d" * 32, "somebody/else"} <= everything(catalog)
+
+
+def test_the_reaper_leaves_what_a_tombstone_names_and_takes_the_rest_of_that_id(catalog: Catalog) -> None:
+    made = weeks(catalog)
+    loser = made[4].backup.attempt_prefix("e" * 16) + "database/users.pgdump.zst.enc/00000"
+    catalog.bucket.put(loser, b"bytes")
+    attempts = Attempts(catalog, frozenset)
+    assert [dead.attempt for dead in attempts.find_dead(before=LATE)] == ["e" * 16]
+    run(catalog, LATE, policy(deletions_per_run=2))  # the newest that goes, its manifest and one object: cut short
+    assert made[4].home not in everything(catalog)
+    attempts = Attempts(catalog, frozenset)  # one that has never seen the manifest: only records and the tombstone
+    (dead,) = attempts.find_dead(before=LATE)
+    assert (dead.attempt, attempts.kept) == ("e" * 16, [])
+    attempts.remove(dead)
+    run(catalog, LATE)
+    must_be_of(catalog, made[5:])
 
 
 # --- when nothing is deleted -----------------------------------------------------------------------------------------
