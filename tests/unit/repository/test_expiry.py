@@ -16,6 +16,7 @@ from include.repository import expiry
 from include.repository.attempts import Attempts
 from include.repository.catalog import Catalog
 from include.repository.committed import Committed
+from include.repository.envelopes import create_data_key
 from include.repository.expiry import CatalogShrank, NotDeleted, Outcome, Plan, Retention
 from include.repository.holds import hold, release
 from include.repository.layout import DELETED, READING, RETENTION_RUNS, BackupId, envelope_key
@@ -245,6 +246,33 @@ def test_a_reader_and_a_run_at_one_time_see_each_other(catalog: Catalog, monkeyp
     assert made[3].id in kept_ids(catalog)
     assert made[2].id not in kept_ids(catalog)
     assert not [key for key in everything(catalog) if key.startswith(DELETED)]
+
+
+def test_what_two_that_go_share_stays_while_one_of_them_is_there(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster()
+    first, second, *rest = (cluster.full(day(number)) for number in range(3))
+    second = second.model_copy(update={"packs": (*first.packs, *second.packs)})
+    lay_down(catalog, first)
+    for one in references(second):
+        catalog.bucket.put(one.key, b"x" * one.stored_bytes)
+    for owner, attempt in data_keys(second) - data_keys(first):
+        create_data_key(catalog.bucket, catalog.keyring, owner=owner, attempt=attempt)
+    catalog.commit(second)
+    last = lay_down(catalog, rest[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "include.repository.expiry._Run._needed_after_all",
+            lambda _, backup: "somebody came" if backup.id == first.id else None,
+        )
+        assert run(catalog, LATE)[1].put_off == {first.id: "somebody came"}
+    there = everything(catalog)
+    assert {one.key for one in references(first)} <= there
+    assert {envelope_key(*key, catalog.keyring.current_kek) for key in data_keys(first)} <= there
+    assert second.home not in there
+    run(catalog, LATE)
+    must_be_of(catalog, [last])
 
 
 def test_a_login_that_may_not_write_reads_all_the_same(
