@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from include.policy import Policy, load_policy
+from include.policy import Period, Policy, load_policy
 from include.repository.committed import Committed
 from include.repository.layout import BackupId, wal_key
 from include.repository.leases import Readings
@@ -237,3 +237,50 @@ def test_intervals_are_cut() -> None:
         Interval(day(3), day(9)),
     ]
     assert without(whole, whole) == []
+
+
+# --- objects and configuration of the window, where full backups are kept for less -----------------------------------
+
+
+def hasty() -> Policy:
+    """A policy that keeps full backups for a day only."""
+    full = SMALL.backups.full.model_copy(update={"retention": Period.parse("1 day")})
+    return SMALL.model_copy(update={"backups": SMALL.backups.model_copy(update={"full": full})})
+
+
+def test_where_the_changes_break_off_the_listings_behind_stay() -> None:
+    cluster = Cluster()
+    made = [short(cluster.full(day(3) - HOUR)), short(cluster.snapshot(day(3)))]
+    listings = {}
+    for number in range(3, 12):
+        listings[number] = short(cluster.full(day(number) + 3 * HOUR))
+        made += [short(cluster.increment(day(number) + 2 * HOUR), failed=number == 6), listings[number]]
+    decisions = decide(View(made), hasty(), day(12))  # so the window begins on day 5
+    kept = {number for number, each in listings.items() if "recovery" in kinds(decisions, each)}
+    assert kept == {4, 5, 6, 11}  # before the window, within the break, behind it, and behind the last change
+    going = {made[0].id, *(listings[number].id for number in (3, 7, 8, 9))}  # the last increment needs the tenth
+    assert {each.id for each in decisions.going} == going
+
+
+def test_before_the_first_base_nothing_is_promised_and_the_listing_right_before_it_stays() -> None:
+    cluster = Cluster()
+    early, late = short(cluster.full(day(1) + HOUR)), short(cluster.full(day(3) - HOUR))
+    made = [early, late, short(cluster.snapshot(day(3))), short(cluster.increment(day(3) + HOUR))]
+    made.append(short(cluster.full(day(7))))
+    decisions = decide(View(made), hasty(), day(8) - HOUR)
+    assert decisions.going == (early,)
+    assert kinds(decisions, late) == {"recovery"}
+
+
+def test_a_repository_that_only_a_full_backup_has_stays_with_the_files_that_go_with_it() -> None:
+    cluster = Cluster()
+    made = [short(cluster.snapshot(day(3)))]
+    cluster.refs = "moved"
+    lost = cluster.increment(day(6))  # it had the new bundle, and failed
+    bundle = short(cluster.full(day(6) + HOUR))
+    made += [short(lost, failed=True), bundle]
+    made += [short(cluster.increment(day(number))) for number in (7, 8, 9, 10)]
+    other = short(cluster.full(day(8) + HOUR))
+    decisions = decide(View([*made, other, short(cluster.full(day(11)))]), hasty(), day(11) + HOUR)
+    assert "recovery" in kinds(decisions, bundle)
+    assert kinds(decisions, other) == {"chain"}  # the newest listing before the last increment
