@@ -40,6 +40,7 @@ gateway: env ## what is tested on the second S3 server, alone
 bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, on one server and one store; about half an hour
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.physical
+	$(BIN)/python -m benchmarks.retention
 
 .venv/awscli: Makefile
 	$(PYTHON) -m venv $@

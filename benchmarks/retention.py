@@ -8,52 +8,63 @@ nobody ever deleted any. What is measured is the decision, a verdict on every ob
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import os
+import platform
 import resource
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
+from benchmarks.benchmark import benchmark
+from benchmarks.results import Result
 from include.policy import load_policy
 from include.repository.committed import Base, Committed, Stretch
 from include.repository.layout import BackupId, BackupType, envelope_prefix, pack_key, wal_key, wal_owner
 from include.repository.lsn import Lsn, segment_name
 from include.repository.retention import View, WalCopy, decide
 
-BACKUPS, QUICK = 10_000, 1_000
+OBJECTS, OBJECT_BYTES = 100, 1_000
+"""Of each backup, and what each would take: the benchmarks' gigabyte is a million objects, of 10,000 backups."""
 SEGMENT = 16 << 20
 NOW = datetime(2027, 6, 1, 4, tzinfo=UTC)
 ARTIFACTS, PACKS, LOG = 30, 20, 25
-"""Of each backup: with their envelopes, manifest and record a hundred objects."""
+"""With their envelopes, manifest and record a hundred objects."""
 
 
 def main() -> None:
     """Make the view, decide, judge every object."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of it")
-    count = QUICK if parser.parse_args().quick else BACKUPS
+    benchmark("python -m benchmarks.retention", str(__doc__), lambda _, size, __: _measure(size // OBJECT_BYTES))
+
+
+def _measure(objects: int) -> list[Result]:
     policy = load_policy()
-    backups = list(_backups(count))
+    backups = list(_backups(objects // OBJECTS))
     wal = [WalCopy(key, SEGMENT, each.time) for each in backups for key in each.shared if key.startswith("wal/")]
-    made = _megabytes()
     begin = time.perf_counter()
     decisions = decide(View(backups=backups, wal=wal), policy, NOW)
     decided = time.perf_counter()
-    objects = going = 0
+    judged = going = 0
     for key, modified in _objects(backups):
-        objects += 1
+        judged += 1
         going += not decisions.of(key, modified).stays
-    judged = time.perf_counter()
+    told = time.perf_counter()
     lost = decisions.moments_lost
     ended = time.perf_counter()
-    print(f"{len(backups):,} backups, {objects:,} objects: {len(decisions.going):,} backups and {going:,} objects go")
-    print(f"decided in {decided - begin:.1f} s, judged in {judged - decided:.1f} s, moments in {ended - judged:.1f} s")
-    print(f"{len(lost)} intervals lost; {made} MB for the view, {_megabytes()} MB at most")
-
-
-def _megabytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    conditions = (
+        f"{os.cpu_count()} cores, Python {platform.python_version()}; {len(backups):,} backups and {judged:,} objects, "
+        f"of which {len(decisions.going):,} and {going:,} go, and {len(lost)} intervals of moments; the view in memory"
+    )
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return [
+        Result(f"retention.{name}", round(value, 1), unit, None, None, conditions)
+        for name, value, unit in (
+            ("decided", decided - begin, "s"),
+            ("every_object", told - decided, "s"),
+            ("moments", ended - told, "s"),
+            ("memory", memory, "MB"),
+        )
+    ]
 
 
 def _backups(count: int) -> Iterator[Committed]:

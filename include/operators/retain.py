@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from include.operators.step import Facts, Step
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
 
     from include.operators.run import Surroundings
     from include.repository.catalog import Catalog
+
+
+RUN_TIMEOUT = timedelta(hours=2)
+"""What the policy bounds in a run takes minutes; a slow store may take an hour."""
 
 
 class Retain(Step):
@@ -24,7 +29,7 @@ class Retain(Step):
     """
 
     def __init__(self, *, store: Literal["primary", "replica"], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{"execution_timeout": RUN_TIMEOUT, **kwargs})
         self.store = store
 
     def _take(self, context: Context) -> Facts:

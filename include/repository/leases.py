@@ -56,10 +56,7 @@ def reading(catalog: Catalog, backups: Collection[str], policy: Policy, *, what:
     """
     bucket, prefix = catalog.bucket, f"{READING}{secrets.token_hex(8)}/"
     body = canonical_json({"format": 1, "backups": sorted(backups), "by": writer(), "what": what})
-    try:
-        bucket.create(f"{prefix}000000.json", body)
-    except StoreError as refused:
-        log.warning("Nobody is told that %s is read: retention may delete it meanwhile. %s", what, refused)
+    if not _told(bucket, f"{prefix}000000.json", body):
         yield
         return
     try:
@@ -90,6 +87,16 @@ def living(bucket: Bucket, lease: timedelta, now: datetime) -> Readings:
         except (ValueError, KeyError, TypeError):
             anything = f"{bucket}/{prefix} is a lease that cannot be read, and may name it"
     return Readings(found, anything)
+
+
+def _told(bucket: Bucket, key: str, body: bytes) -> bool:
+    """Whether the lease could be written down."""
+    try:
+        bucket.create(key, body)
+    except StoreError as refused:
+        log.warning("Nobody is told what is read: retention may delete it meanwhile. %s", refused)
+        return False
+    return True
 
 
 def _require_living(catalog: Catalog, backups: Collection[str]) -> None:
