@@ -42,6 +42,7 @@ bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, 
 	$(BIN)/python -m benchmarks.physical
 	$(BIN)/python -m benchmarks.replication
 	$(BIN)/python -m benchmarks.rotation
+	$(BIN)/python -m benchmarks.retention
 
 .venv/awscli: Makefile
 	$(PYTHON) -m venv $@

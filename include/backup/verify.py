@@ -5,10 +5,7 @@ Each `prove_…` writes what it found as a verification record; a failed one tak
 
 from __future__ import annotations
 
-import getpass
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +37,7 @@ from include.repository.lsn import Lsn, is_segment, segment_lsn
 from include.repository.manifest import Manifest, ManifestRefused, WalFile
 from include.repository.packs import PackRefused
 from include.repository.shredding import require_key
+from include.repository.signed import writer
 from include.repository.verification import INTEGRITY, SAMPLE, SIZES, Record, store_record
 from include.repository.wal import WalArchive, WalRefused
 from include.sources.postgres.login import DatabaseLogin
@@ -329,7 +327,7 @@ def _recorded(
             passed=failure is None,
             when=datetime.now(UTC),
             bucket=catalog.bucket.name,
-            by=by or prover(),
+            by=by or writer(),
             because=None if failure else because,
             milliseconds=round((time.monotonic() - began) * 1000),
             facts={name: value for name, value in facts.items() if isinstance(value, int | str)},
@@ -354,12 +352,3 @@ def _recorded(
     except (NotAllowed, KeyringError) as refused:
         log.warning("That %s passed could not be written down: %s", manifest.id, refused)
         return {**facts, "record": None}
-
-
-def prover() -> str:
-    """Who proves: the user and the machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user often has no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

@@ -11,11 +11,13 @@ import include.cli
 from include.cli import backups, keyring
 from include.cli.archive import cold, shred, thaw
 from include.cli.doctor import doctor
+from include.cli.hold import hold, release
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.reap import reap
 from include.cli.replicate import replicate
 from include.cli.restore import restore
+from include.cli.retention import retention
 from include.cli.setup import setup
 from include.cli.stream import stream
 from include.cli.verify import accept, verify
@@ -43,6 +45,9 @@ for command in (
     cold,
     thaw,
     shred,
+    retention,
+    hold,
+    release,
 ):
     app.command()(command)
 

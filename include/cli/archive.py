@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.table import Column, Table
 
-from include.backup.verify import prover
 from include.cli.place import JsonOption
 from include.cli.printing import ERR, OUT, megabytes, print_json
 from include.policy import Policy
@@ -18,8 +17,9 @@ from include.repository import cold as glacier
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
-from include.repository.shredding import require_key
+from include.repository.shredding import require_key, require_shreddable
 from include.repository.shredding import shred as destroy
+from include.repository.signed import writer
 
 ArchiveArgument = Annotated[
     str, typer.Argument(metavar="ARCHIVE", help="As `list` shows it: archive-financial-2026-11.")
@@ -96,10 +96,13 @@ def shred(
     Nothing else is affected. It leaves a signed record, and bytes that nobody can read, until retention removes them.
     """
     backup, locks = BackupId.parse(archive), context.obj.policy().storage.object_lock
-    for catalog in (context.obj.catalog(), *([context.obj.replica()] if both else [])):
+    catalogs = [context.obj.catalog(), *([context.obj.replica()] if both else [])]
+    for catalog in catalogs:
+        require_shreddable(catalog, backup)
+    for catalog in catalogs:
         destroyed = destroy(
             *(catalog, backup),
-            by=prover(),
+            by=writer(),
             because=because,
             now=datetime.now(UTC),
             bypass_governance=locks == "governance",

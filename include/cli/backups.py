@@ -18,6 +18,7 @@ from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Entry
+from include.repository.leases import reading
 from include.repository.manifest import Manifest, moment_text
 from include.repository.shredding import shredded
 from include.repository.verification import Verification, told
@@ -132,7 +133,13 @@ def decrypt(
     catalog = context.obj.catalog()
     manifest = find_sound_backup(catalog, backup, despite=despite)
     progress = Progress(f"decrypting {artifact}")
-    opened = OpenedBackup(catalog, manifest, policy=context.obj.policy().pipeline, progress=progress)
+    policy = context.obj.policy()
+    opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
+    with reading(catalog, [manifest.id], policy, what=f"decrypt {artifact}"):
+        _write(opened, artifact, output)
+
+
+def _write(opened: OpenedBackup, artifact: str, output: Path | None) -> None:
     if output is None:
         sys.stdout.buffer.writelines(opened.read(artifact))
         sys.stdout.buffer.flush()

@@ -31,6 +31,7 @@ from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.repository.leases import reading
 from include.repository.manifest import moment_text
 
 WHERE, PART, OVER, MOMENT = "Where to", "Only a part", "Over what exists", "A moment between the backups"
@@ -185,6 +186,7 @@ def restore(
     facts: dict[str, Any] = {"id": manifest.id, "as_of": manifest.consistency_point.time.isoformat()}
     with (
         scratch_directory() as scratch,
+        reading(catalog, [manifest.id], policy, what="restore"),
         progress_bar(f"restoring {manifest.id}", manifest.raw_bytes, as_json) as progress,
     ):
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)

@@ -11,6 +11,7 @@ from include.backup.sample import named
 from include.backup.verify import STARTED, accept_sizes, prove_integrity, prove_sample, prove_sizes, prove_start
 from include.cli.place import BackupArgument, JsonOption, find_backup, scratch_directory, server
 from include.cli.printing import OUT, megabytes, print_json
+from include.repository.leases import reading
 
 
 def verify(
@@ -38,7 +39,7 @@ def verify(
     if sample and manifest.type == "archive":
         raise typer.BadParameter("Of an archive no sample is restored: restore it, into a database to look at.")
     facts: dict[str, Any] = {"id": manifest.id}
-    with scratch_directory() as scratch:
+    with scratch_directory() as scratch, reading(catalog, [manifest.id], policy, what="verify"):
         started = manifest.base is not None and sample == STARTED
         turn = named(manifest, policy, sample) if sample and not started else None
         facts["integrity"] = prove_integrity(catalog, manifest.backup, policy, scratch=scratch)

@@ -124,6 +124,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.policy import PolicyError  # noqa: PLC0415
     from include.recovery.moments.plan import NoTarget, Unreachable  # noqa: PLC0415
     from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
+    from include.repository.expiry import CatalogShrank, NotDeleted  # noqa: PLC0415
     from include.repository.ledger import GapDeclared  # noqa: PLC0415
     from include.repository.manifest import ManifestRefused  # noqa: PLC0415
     from include.repository.rotation import NotRotated, NotWrapped, StillNeeded  # noqa: PLC0415
@@ -134,6 +135,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         NoTarget,
         NotAllowedOver,
         Unreachable,
+        CatalogShrank,
         ClusterChanged,
         GapDeclared,
         NeverKept,
@@ -143,6 +145,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         SizeSuspect,
         ConnectionUnusable,
         NoSlot,
+        NotDeleted,
         KeyringError,
         KeyringFixed,
         NotAKmsKey,

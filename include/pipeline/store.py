@@ -470,6 +470,21 @@ class Bucket:
         with self.naming(f"delete version {version_id} of", key):
             self.client.delete_object(Bucket=self.name, Key=key, VersionId=version_id, **bypass)
 
+    def locked_until(self, key: str, version_id: str) -> datetime | None:
+        """Until when Object Lock keeps a version from being deleted; the end of time under the store's own legal hold.
+
+        None where nothing does, or the version is gone.
+        """
+        try:
+            with self.naming("look at", key):
+                answer = self.client.head_object(Bucket=self.name, Key=key, VersionId=version_id)
+        except ObjectMissing:
+            return None
+        if answer.get("ObjectLockLegalHoldStatus") == "ON":
+            return datetime.max.replace(tzinfo=UTC)
+        until = answer.get("ObjectLockRetainUntilDate")
+        return until.astimezone(UTC) if until else None
+
     def unfinished_uploads(self, prefix: str) -> Iterator[UnfinishedUpload]:
         """Every multipart upload under a prefix that was begun and not ended, page by page."""
         with self.naming("list the unfinished uploads of", prefix):

@@ -263,6 +263,35 @@ class Lifecycle(Section):
     uploads_aborted_after: Days
 
 
+class MinimumKept(Section):
+    """How many sound backups of each type stay, whatever their age."""
+
+    full: PositiveInt
+    incremental: PositiveInt
+    snapshot: PositiveInt
+
+
+class Retention(Section):
+    """How the periods of R1 and R8.1 are carried out: what stays beyond them, how much goes at once, who is waited for.
+
+    What a reader reads is not deleted for `lease` after its last sign of life.
+    """
+
+    minimum_kept: MinimumKept
+    deletions_per_run: PositiveInt
+    lease: Duration
+
+    @field_validator("lease")
+    @classmethod
+    def _bearable(cls, lease: timedelta) -> timedelta:
+        if not timedelta(minutes=1) <= lease <= timedelta(days=1):
+            raise refusal(
+                "is no time in which a reader surely gives three signs of life, and a dead one is not waited for long.",
+                "Use 1 min to 24 hours.",
+            )
+        return lease
+
+
 class Storage(Section):
     """R3. An attempt that no manifest names is garbage `attempts_reaped_after` it began.
 
@@ -273,6 +302,7 @@ class Storage(Section):
     primary: Bucket
     replica: Replica
     cold: Cold
+    retention: Retention
     attempts_reaped_after: CalendarPeriod
     lifecycle_schedule: Cron
     lifecycle: Lifecycle
@@ -664,7 +694,8 @@ class Policy(Section):
         compliance: Compliance | None = info.data.get("compliance")
         if compliance is None:
             return storage
-        cold = storage.cold
+        cold, minimum = storage.cold, storage.retention.minimum_kept
+        backups: Backups | None = info.data.get("backups")
         expired = [
             f"{name} ({period})"
             for name, period in compliance.retention.items()
@@ -682,6 +713,19 @@ class Policy(Section):
                 ("cold", "kept"),
                 f"is {cold.kept}, but the longest retention class is kept {compliance.longest}.",
                 "Give both the same period: the cold tier holds each archive for its class's (R3.3, R8.1).",
+            ),
+            *(
+                _unless(
+                    minimum_count <= _days_of(backup_type),
+                    ("retention", "minimum_kept", name),
+                    f"is {minimum_count}, more than are made in the {backup_type.retention} that each is kept (R1).",
+                    "Lower it, or keep that type longer: a minimum is for when nothing new is made.",
+                )
+                for name, minimum_count, backup_type in (
+                    (("full", minimum.full, backups.full), ("snapshot", minimum.snapshot, backups.snapshot))
+                    if backups
+                    else ()
+                )
             ),
         )
         return storage
@@ -771,6 +815,13 @@ def _each_comes_round(turns: int, full: BackupType) -> bool:
                 return False
             last[turn] = day
     return len(last) == turns
+
+
+def _days_of(backup_type: BackupType) -> int:
+    """How many days its schedule comes round on, while one is kept."""
+    begin = datetime(2025, 1, 1, tzinfo=UTC)
+    days = (backup_type.retention.after(begin) - begin).days
+    return sum(runs_on(backup_type.schedule, begin + timedelta(days=number)) for number in range(days + 1))
 
 
 def _unknown_class(name: str, retention: Mapping[str, Period] | None) -> PydanticCustomError | None:

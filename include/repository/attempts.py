@@ -5,7 +5,7 @@ This is the only code that deletes from the backups' bucket, so it fails closed 
 - What any version of any manifest names is never touched, whoever put a deletion marker on whatever.
 - A manifest that is refused may name anything: its id, every attempt whose name occurs in it, and all packs stay. So
   does an id that has verification records and no manifest: it was committed once, and a person must say what became
-  of it.
+  of it, unless retention did (`tombstones`). What that is deleting it also ends: nothing of it is touched here.
 - A try is dead when its newest byte *and* every session of it are; either alone proves nothing.
 
 **A zombie.** A try may sleep for longer than the policy waits, and wake up when what it wrote is gone. Its envelope is
@@ -41,6 +41,7 @@ from include.repository.layout import (
 )
 from include.repository.manifest import Manifest, ManifestRefused
 from include.repository.references import data_keys, envelope_prefixes, references
+from include.repository.tombstones import read_tombstones
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class Attempts:
         found = []
         for each in tries:
             dead = self._unnamed(each)
-            if dead is None or dead.written >= before or dead.attempt in living:
+            if dead is None or dead.written >= before or dead.attempt in living or self._named.is_buried(dead):
                 continue
             if reason := self._named.protects(dead):
                 self.kept.append(f"{dead} is left alone: {reason}")
@@ -289,6 +290,8 @@ class _Named:
         self._manifests: set[BackupId] = set()
         self._verified: set[BackupId] = set()
         self._refused: dict[str, bytes] = {}
+        self._given_up: set[BackupId] = set()
+        self._buried: set[str] = set()
         self.attempts: set[str] = set()
         """Those that became backups, or that a backup has something of."""
 
@@ -312,6 +315,10 @@ class _Named:
         for version in bucket.versions(VERIFICATION):
             if (backup := named_by(version.key.split("/")[1])) is not None:
                 self._verified.add(backup)
+        for tombstone in read_tombstones(bucket, self._catalog.keyring).values():
+            if tombstone.id not in self._manifests:
+                self._given_up.add(tombstone.id)
+                self._buried.update(tombstone.attempts, tombstone.shared)
 
     def names(self, key: str) -> bool:
         """Whether a manifest names this object, or what it opens."""
@@ -321,6 +328,10 @@ class _Named:
         if place is not None and place.pack is not None:
             return place.pack in self._packs
         return key.rpartition("/")[0] + "/" in self._prefixes
+
+    def is_buried(self, dead: DeadAttempt) -> bool:
+        """Whether retention is deleting it, and goes on with that: its manifest is gone, and a tombstone says so."""
+        return dead.attempt in self._buried or any(each.key in self._buried for each in dead.objects)
 
     def protects(self, dead: DeadAttempt) -> str | None:
         """Why it must stay although no manifest that can be read names it; None when it need not."""
@@ -332,7 +343,7 @@ class _Named:
             if backup is None or backup in dead.backups or packed or dead.attempt.encode() in content:
                 return why
         for backup in dead.backups:
-            if backup in self._verified and backup not in self._manifests:
+            if backup in self._verified - self._manifests - self._given_up:
                 return f"{backup} was verified, so it was a backup, and its manifest is gone."
         return None
 

@@ -66,7 +66,7 @@ class Catalog:
         """
         prefix = f"{MANIFESTS}{type_}/" if type_ else MANIFESTS
         with ThreadPoolExecutor(_READS_AT_ONCE, thread_name_prefix="catalog") as pool:
-            entries = list(pool.map(self._entry, _oldest(self.bucket.versions(prefix))))
+            entries = list(pool.map(self._entry, oldest(self.bucket.versions(prefix))))
         genuine = [entry.manifest for entry in entries if entry.manifest is not None]
         known = self._verifications(genuine, f"{VERIFICATION}{type_}-" if type_ else VERIFICATION)
         entries = [
@@ -105,7 +105,7 @@ class Catalog:
 
     def history(self, manifest: Manifest, proof: str) -> list[Record]:
         """Every genuine record of one proof of a backup, newest first."""
-        versions = _oldest(self.bucket.versions(f"{VERIFICATION}{manifest.id}/"))
+        versions = oldest(self.bucket.versions(f"{VERIFICATION}{manifest.id}/"))
         return read_history(self.bucket, self.keyring, manifest, versions, proof)
 
     def latest(self, type_: BackupType) -> Manifest:
@@ -185,7 +185,7 @@ class Catalog:
                         self.bucket.delete_version(key, version.version_id)
 
     def _verifications(self, manifests: list[Manifest], prefix: str) -> dict[str, Verification]:
-        return read_verifications(self.bucket, self.keyring, manifests, _oldest(self.bucket.versions(prefix)))
+        return read_verifications(self.bucket, self.keyring, manifests, oldest(self.bucket.versions(prefix)))
 
     def _entry(self, version: ObjectVersion) -> Entry:
         try:
@@ -207,8 +207,8 @@ def _reaped(manifest: Manifest) -> AttemptReaped:
     )
 
 
-def _oldest(versions: Iterator[ObjectVersion]) -> Iterator[ObjectVersion]:
-    """The first version ever written of each key. A key whose versions are all gone is not yielded."""
+def oldest(versions: Iterator[ObjectVersion]) -> Iterator[ObjectVersion]:
+    """Of a listing of versions the first ever written of each key. A key whose versions are all gone is not yielded."""
     last: ObjectVersion | None = None
     for version in versions:
         if version.deleted:

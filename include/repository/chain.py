@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from include.errors import BackupError
 from include.repository.ledger import Gap
-from include.repository.lsn import Lsn, segment_start
+from include.repository.lsn import Lsn
 from include.repository.manifest import Manifest, moment_text
 from include.repository.timelines import TimelineHistory
 
@@ -151,13 +151,7 @@ class Chain:
         return self._along(gap.timeline, gap.start_lsn, gap.end_lsn)
 
     def _along(self, timeline: int, start: Lsn, end: Lsn) -> Lsn | None:
-        if not self.history.contains(timeline):
-            return None
-        left = self.history.left_at(timeline)
-        if left is None or end <= left:
-            return end
-        reached = segment_start(left, self.segment_bytes)
-        return reached if start <= reached else None
+        return self.history.reached(timeline, start, end, self.segment_bytes)
 
 
 def require_same_cluster(manifests: Iterable[Manifest], system_identifier: str, *, connection: str) -> None:

@@ -98,10 +98,13 @@ def _moment(text: str, pattern: str) -> datetime | None:
 
 
 MANIFESTS, PACKS, KEYS = "manifests/", "packs/", "keys/"
+ARCHIVE_MANIFESTS = f"{MANIFESTS}archive/"
 PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"
 SHREDDED = "shredded/"
+HOLDS, DELETED = "holds/", "deleted/"
+READING, RETENTION_RUNS = "state/reading/", "state/retention/"
 _ENVELOPE = re.compile(r"keys/(?P<owner>[^/]+)/(?P<attempt>[^/]+)/(?P<kek>[^/]+)\.json")
 _WAL = re.compile(
     r"wal/(?P<system>\d+)/(?P<timeline>[0-9A-F]{8})/(?P<name>(?P=timeline)(?:[0-9A-F]{16}|\.history))"

@@ -18,6 +18,7 @@ from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing
 from include.repository.catalog import Catalog
+from include.repository.holds import read_holds
 from include.repository.layout import KEYS, SHREDDED, BackupId, named_by
 from include.repository.manifest import moment_text
 from include.repository.signed import SignedDocument
@@ -62,23 +63,15 @@ def shred(
     by: str,
     because: str,
     now: datetime,
-    held: str | None = None,
     bypass_governance: bool = False,
 ) -> int:
     """Destroy every version of every wrap of the archive's data key in one bucket; returns how many there were.
 
-    The record is written first. One that is there already stays, and the rest is done again. `held` is why somebody
-    holds it; a lock in governance mode gives way to `bypass_governance`. Raises `NotShreddable`, `NoSuchBackup`, or
-    `StoreError` where the store keeps a wrap (Object Lock, a missing permission): then it is not shredded yet.
+    The record is written first. One that is there already stays, and the rest is done again. A lock in governance mode
+    gives way to `bypass_governance`. Raises as `require_shreddable`, and `StoreError` where the store keeps a wrap
+    (Object Lock, a missing permission): then it is not shredded yet.
     """
-    if archive.type != "archive":
-        raise NotShreddable(
-            f"{archive} is no archive: other backups stand on what it wrote.",
-            mend="Shred the archive of a class's month; the rolling backups expire by themselves.",
-        )
-    if held:
-        raise NotShreddable(f"{archive} is {held}.", mend="Have the hold released first, by who may.")
-    catalog.get(archive)
+    require_shreddable(catalog, archive)
     record = Shredding(archive=str(archive), bucket=catalog.bucket.name, when=now, by=by, because=because)
     with suppress(ObjectExists):
         catalog.bucket.create(record.home, record.sealed(catalog.keyring))
@@ -89,6 +82,23 @@ def shred(
         destroyed += sum(not wrap.deleted for wrap in wraps)
     log.warning("%s is shredded in %s: %d wraps of its key are destroyed.", archive, catalog.bucket, destroyed)
     return destroyed
+
+
+def require_shreddable(catalog: Catalog, archive: BackupId) -> None:
+    """Raise `NotShreddable` for what is no archive, or what somebody holds; `NoSuchBackup` for one that is not there.
+
+    Whoever shreds in both regions asks in both first: half of it would help nobody.
+    """
+    if archive.type != "archive":
+        raise NotShreddable(
+            f"{archive} is no archive: other backups stand on what it wrote.",
+            mend="Shred the archive of a class's month; the rolling backups expire by themselves.",
+        )
+    if held := read_holds(catalog.bucket, catalog.keyring, archive).get(str(archive)):
+        raise NotShreddable(
+            f"{archive} is {held}.", mend="Have the hold released first, by who may: `python -m include.cli release`."
+        )
+    catalog.get(archive)
 
 
 def read_shredding(bucket: Bucket, keyring: Keyring, archive: BackupId) -> Shredding | None:

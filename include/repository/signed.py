@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
+import socket
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, Literal, Self
 
@@ -14,6 +17,15 @@ from include.pipeline.keys import Keyring, KeyringError
 from include.repository.layout import NotABackupId
 
 FORMAT = 1
+
+
+def writer() -> str:
+    """Who writes a document: the user and the machine."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 class Frozen(BaseModel):

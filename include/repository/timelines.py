@@ -41,6 +41,20 @@ class TimelineHistory:
         """The timeline whose log holds the byte at `lsn`."""
         return next((ancestor for ancestor, end in self.switches if lsn < end), self.timeline)
 
+    def reached(self, timeline: int, start: Lsn, end: Lsn, segment_bytes: int) -> Lsn | None:
+        """Where a window `[start, end)` of a timeline ends along this history; None when it is beside it.
+
+        An ancestor's counts up to where that was left, from the beginning of that segment, because the newer timeline
+        has the whole of it.
+        """
+        if not self.contains(timeline):
+            return None
+        left = self.left_at(timeline)
+        if left is None or end <= left:
+            return end
+        last = segment_start(left, segment_bytes)
+        return last if start <= last else None
+
     def segment_names(self, start: Lsn, end: Lsn, segment_bytes: int) -> Iterator[str]:
         """The segments of `[start, end)`, in order, each of the newest timeline that has a part of it.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
@@ -94,6 +94,18 @@ class Record(SignedDocument):
         return f"{self.proof} of {self.subject}" if self.subject else self.proof
 
 
+class Proved(Protocol):
+    """A backup that records speak of."""
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+
+    @property
+    def attempt(self) -> str:
+        """The try that committed it."""
+
+
 @dataclass(frozen=True)
 class Verification:
     """What is known of a backup: the `newest` genuine record of each proof and subject, oldest first.
@@ -148,7 +160,7 @@ def store_record(bucket: Bucket, keyring: Keyring, record: Record) -> None:
 
 
 def read_verifications(
-    bucket: Bucket, keyring: Keyring, manifests: Iterable[Manifest], versions: Iterable[ObjectVersion]
+    bucket: Bucket, keyring: Keyring, manifests: Iterable[Proved], versions: Iterable[ObjectVersion]
 ) -> dict[str, Verification]:
     """What is known of each backup, by id, from a listing of the oldest versions of the records.
 
@@ -200,7 +212,7 @@ def _listed(versions: Iterable[ObjectVersion]) -> dict[_Group, list[ObjectVersio
     return {group: sorted(found, key=lambda version: version.key, reverse=True) for group, found in groups.items()}
 
 
-def _reader(bucket: Bucket, keyring: Keyring, manifest: Manifest) -> _Reader:
+def _reader(bucket: Bucket, keyring: Keyring, manifest: Proved) -> _Reader:
     """Reads a record; None for one that is gone, or says nothing of this attempt or of this copy of it."""
 
     def read(version: ObjectVersion) -> Record | None:

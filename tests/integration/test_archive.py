@@ -27,6 +27,7 @@ from include.recovery.opened import OpenedBackup
 from include.repository import cold
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
+from include.repository.holds import hold
 from include.repository.layout import BackupId, envelope_prefix
 from include.repository.manifest import Manifest
 from include.repository.references import data_keys, references
@@ -437,6 +438,7 @@ def test_what_is_held_or_no_archive_is_not_shredded(
     now = datetime.now(UTC)
     with pytest.raises(NotShreddable, match="no archive"):
         shred(catalog, verified.backup, by="x", because="y", now=now)
-    with pytest.raises(NotShreddable, match="held by the court"):
-        shred(catalog, archives["financial"].backup, by="x", because="y", now=now, held="held by the court")
+    hold(catalog, archives["financial"].backup, by="the court", because="a case")
+    with pytest.raises(NotShreddable, match="held by the court: a case"):
+        shred(catalog, archives["financial"].backup, by="x", because="y", now=now)
     assert list(catalog.bucket.keys(f"keys/{archives['financial'].id}/"))

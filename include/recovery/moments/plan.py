@@ -138,6 +138,8 @@ class RecoveryPlan:
     unpack_seconds: int
     replay_seconds: int
     notes: tuple[str, ...] = ()
+    backups: tuple[str, ...] = field(default=(), repr=False)
+    """Every backup that it reads from, the windows of its log among them: what must not go meanwhile."""
 
     @property
     def start_lsn(self) -> Lsn:

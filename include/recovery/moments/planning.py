@@ -336,7 +336,27 @@ class _Planning:
             unpack_seconds=round((raw - replayed) / _UNPACKED),
             replay_seconds=round(replayed / _REPLAYED),
             notes=tuple(self._notes(found, objects, configuration, skew)),
+            backups=tuple(sorted(self._read_from(found, start, objects, configuration))),
         )
+
+    def _read_from(
+        self, found: _Found, start: Lsn, objects: ObjectsSource | None, configuration: ConfigurationSource | None
+    ) -> set[str]:
+        """Every backup that is read for it, or that may name a segment of its log."""
+        read = [found.base, *([found.at] if found.at else [])]
+        if objects:
+            read += [objects.base, *objects.increments, *objects.later]
+        if configuration:
+            read += [configuration.repository, configuration.files]
+        windows = [
+            one.id
+            for one in self._reach.sound
+            if one.wal
+            and one.database.system_identifier == found.branch.system_identifier
+            and one.wal.start_lsn < found.end
+            and one.wal.end_lsn > start
+        ]
+        return {*(one.id for one in read), *windows}
 
     def _objects(self, otherwise: Manifest, wanted: datetime) -> ObjectsSource:
         """The newest whole listing from which the increments reach the moment; else the one that reaches furthest.

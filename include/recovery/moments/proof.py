@@ -11,6 +11,7 @@ from include.policy import Policy
 from include.recovery.moments.plan import RecoveryPlan
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
+from include.repository.leases import reading
 from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 
@@ -22,6 +23,11 @@ def prove_plan(plan: RecoveryPlan, catalog: Catalog, policy: Policy, *, scratch:
     `VerificationFailed` for a backup that failed since it was planned, `StreamRefused` or `WalRefused` naming an object
     that is gone or changed.
     """
+    with reading(catalog, plan.backups, policy, what=f"prove the plan to {plan.target}"):
+        return _proved(plan, catalog, policy, scratch=scratch)
+
+
+def _proved(plan: RecoveryPlan, catalog: Catalog, policy: Policy, *, scratch: Path) -> dict[str, Any]:
     read, proved, vouched = [], [], set()
     for manifest in _used(plan):
         verification = catalog.verification(manifest)

@@ -16,7 +16,7 @@ from functools import cached_property
 from include.errors import BackupError
 from include.policy import Pipeline
 from include.repository.catalog import Catalog, Entry
-from include.repository.layout import MANIFESTS, named_by
+from include.repository.layout import ARCHIVE_MANIFESTS, named_by
 from include.repository.ledger import Gap, GapRefused, read_gaps
 from include.repository.lsn import Lsn, is_history, is_segment, segment_lsn, segment_start, timeline_of
 from include.repository.manifest import BaseBackup, Manifest, WalFile, moment_text
@@ -181,7 +181,7 @@ def read_reach(catalog: Catalog, policy: Pipeline) -> Reach:
     A manifest that is refused or whose verification failed is left out, and told of. Archives are copies, of one class
     each, of backups that are or were here: no recovery to a moment is made from them.
     """
-    entries = [entry for entry in catalog.entries() if not entry.key.startswith(f"{MANIFESTS}archive/")]
+    entries = [entry for entry in catalog.entries() if not entry.key.startswith(ARCHIVE_MANIFESTS)]
     sound = [entry.manifest for entry in entries if entry.manifest and not entry.verification.failed]
     doubts = [doubt for entry in entries if (doubt := _doubt(entry))]
     branches: list[Branch] = []

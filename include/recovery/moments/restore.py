@@ -41,6 +41,7 @@ from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
+from include.repository.leases import reading
 from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 from include.sources.postgres.inventory import Inventory, compare
@@ -128,7 +129,8 @@ def restore_to(
     backup of that very moment recorded, and whatever stopped it: then nothing new is at any place, but for those that
     were finished before.
     """
-    return _Restore(plan, catalog, policy, places, scratch=scratch, progress=progress, chosen=chosen).run()
+    with reading(catalog, plan.backups, policy, what=f"recovery to {iso(plan.reaches)}"):
+        return _Restore(plan, catalog, policy, places, scratch=scratch, progress=progress, chosen=chosen).run()
 
 
 class _Restore:

@@ -106,6 +106,13 @@ WRONG = {
         "level 2 outside of 3 to 9",
         at="compression_highest: 9",
     ),
+    "more kept than made": Wrong(
+        "full: 3 ",
+        "full: 32 ",
+        "storage.retention.minimum_kept.full",
+        "is 32, more than are made in the 30 days that each is kept",
+    ),
+    "a lease for nobody": Wrong("lease: 30 min", "lease: 20 s", "storage.retention.lease", "three signs of life"),
     "no network": Wrong("- 10.0.0.0/8", "- 10.0.0.1/8", "security.networks_allowed[2]", "has host bits set"),
     "everybody": Wrong("- 10.0.0.0/8", "- 0.0.0.0/0", "security.networks_allowed[2]", "is everybody"),
     "no address": Wrong(

@@ -130,6 +130,14 @@ def test_rolling_backups_never_reach_the_cold_tier_and_archives_all_do(policy: P
     assert policy.backups.archive.schedule == "0 2 1 * *"
 
 
+@pytest.mark.requirement("R1.1")
+def test_what_stays_beyond_its_period_and_how_much_goes_at_once(policy: Policy) -> None:
+    retention = policy.storage.retention
+    kept = retention.minimum_kept
+    assert (kept.full, kept.incremental, kept.snapshot) == (3, 24, 2)
+    assert (retention.deletions_per_run, retention.lease) == (50_000, timedelta(minutes=30))
+
+
 @pytest.mark.requirement("R4.1")
 def test_preparation_asks_for_disk_space(policy: Policy) -> None:
     assert policy.preparation.minimum_free_bytes == 5 * 10**9

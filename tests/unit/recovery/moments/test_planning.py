@@ -14,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.pipeline.keys import Keyring
+from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket
 from include.policy import load_policy
 from include.recovery.moments.plan import NoTarget
 from include.recovery.moments.planning import RecoveryPlan, Target, Unreachable, plan_recovery, recoverable, reopen
 from include.recovery.moments.reach import Branch
+from include.recovery.moments.restore import Destinations, RestoredMoment, restore_to
 from include.repository.catalog import Catalog
 from include.repository.contents import REPOSITORY_BUNDLE
 from include.repository.layout import BackupId, new_attempt, wal_key
+from include.repository.leases import living
 from include.repository.ledger import Gap, declare
 from include.repository.lsn import Lsn, segment_name
 from include.repository.manifest import Artifact, ConfigurationSummary, Manifest, ManifestRefused
@@ -428,6 +431,27 @@ def test_exactly_what_had_ended_by_the_moment_is_kept(long_chain: Catalog, data:
     assert kept == [at(time) for *_, time in ended if at(time) <= at(minute)]
     assert planned.base.base.stopped <= at(minute)
     assert planned.base.base.stop_lsn < planned.stop.lsn <= planned.end_lsn
+
+
+def test_a_plan_names_every_backup_that_it_reads_and_they_are_leased_meanwhile(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot, *increments = lived(catalog)
+    planned = plan(catalog, at(35))
+    # The last one tells what is younger than the moment.
+    assert planned.backups == tuple(sorted(each.id for each in (snapshot, *increments)))
+    seen: list[str | None] = []
+
+    def looks(_: object) -> RestoredMoment:
+        readings = living(catalog.bucket, POLICY.storage.retention.lease, catalog.bucket.clock())
+        seen.extend(readings.of(each) for each in planned.backups)
+        return RestoredMoment(planned)
+
+    monkeypatch.setattr("include.recovery.moments.restore._Restore.run", looks)
+    with Progress("recovering") as progress:
+        restore_to(planned, catalog, POLICY, Destinations(), scratch=tmp_path, progress=progress)
+    assert len(seen) == 5
+    assert all(words and "recovery to" in words for words in seen)
 
 
 # --- objects and configuration ---------------------------------------------------------------------------------------
