@@ -10,9 +10,6 @@ from include.operators.step import Facts, Step
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.operators.run import Surroundings
-    from include.repository.catalog import Catalog
-
 
 RUN_TIMEOUT = timedelta(hours=2)
 """What the policy bounds in a run takes minutes; a slow store may take an hour."""
@@ -38,7 +35,7 @@ class Retain(Step):
         from include.repository.needs import words_of  # noqa: PLC0415
 
         here = Surroundings(scratch_root=self.scratch_root)
-        catalog = here.catalog if self.store == "primary" else self._replica(here)
+        catalog = here.catalog if self.store == "primary" else here.replica
         retention = Retention(catalog, here.policy)
         plan = retention.plan()
         for backup in plan.going:
@@ -52,15 +49,3 @@ class Retain(Step):
             self.log.info("LOCKED: %s, which was to go since %s.", what, since.isoformat())
         outcome.require(here.policy, catalog.bucket.clock())
         return {**plan.facts(), **outcome.facts()}
-
-    @staticmethod
-    def _replica(here: Surroundings) -> Catalog:
-        """The second region's bucket, by the same keyring."""
-        from include.operators import connections  # noqa: PLC0415
-        from include.repository.catalog import Catalog  # noqa: PLC0415
-
-        replica, stall_limit = here.policy.storage.replica, here.policy.pipeline.stall_limit
-        bucket = connections.bucket(
-            replica.connection, name=replica.bucket, region=replica.region, stall_limit=stall_limit
-        )
-        return Catalog(bucket, here.catalog.keyring)

@@ -266,11 +266,14 @@ def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[st
     assert "python -m include.cli reap" in doc
 
 
-@pytest.mark.requirement("R3.2", "R3.3", "R4.6")
-def test_the_lifecycle_repairs_and_tidies_and_is_told_when_it_is_red(bag: dict[str, Any]) -> None:
+@pytest.mark.requirement("R1.1", "R3.2", "R3.3", "R4.6", "R8.1")
+def test_the_lifecycle_repairs_deletes_and_tidies_and_is_told_when_it_is_red(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["storage_lifecycle"]["tasks"]
     work = set(tasks) - {"error_alert", "delivered", "watcher"}
-    assert work >= {"repair_replica", "apply_lifecycle", "report_cold", "reap"}
+    assert work == {"repair_replica", "retain_primary", "retain_replica", "apply_lifecycle", "report_cold", "reap"}
+    # Nothing goes while the replica is not whole; and the primary's first, or it would be brought back.
+    assert (tasks["retain_primary"]["up"], tasks["retain_primary"]["rule"]) == (["repair_replica"], "all_success")
+    assert (tasks["retain_replica"]["up"], tasks["retain_replica"]["rule"]) == (["retain_primary"], "all_success")
     assert tasks["reap"]["rule"] == "all_done"  # what dead runs left goes, whatever became of the rest
     for last in ("error_alert", "watcher"):
         assert tasks[last]["rule"] == "one_failed"
