@@ -267,10 +267,11 @@ class _Onward:
         self._thread.join(_ENDS_WITHIN)
 
     def add(self, shipped: WalFile) -> None:
-        """One more that is in the primary."""
-        with self._lock:
-            self._waiting[self._archive.key_of(shipped)] = shipped
-        self._wake.set()
+        """One more that is in the primary; where that replicates by itself, nobody is left to hear it."""
+        if self._thread.is_alive():
+            with self._lock:
+                self._waiting[self._archive.key_of(shipped)] = shipped
+            self._wake.set()
 
     def _work(self) -> None:
         stream = self._stream
