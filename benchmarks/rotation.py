@@ -2,7 +2,7 @@
 
     python -m benchmarks.rotation [--quick]
 
-Against the embedded store, which honours `If-None-Match`; `--quick` is a tenth, once, and its figures are not written.
+On Ceph's gateway, as the others; `--quick` is a tenth, once, and its figures are not written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket
 from include.repository.envelopes import create_data_key
 from include.repository.layout import new_attempt, new_pack_id
-from include.sandbox.s3 import S3Server
+from include.sandbox.ceph import CephGateway
 
 BYTES_A_DATA_KEY = 100_000
 """What `--quick` shortens is given in bytes: ten thousand data keys of a gigabyte."""
@@ -61,13 +61,13 @@ def main() -> None:
 def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:
     few, many = raw_bytes // BYTES_A_DATA_KEY // 10, raw_bytes // BYTES_A_DATA_KEY
     costs: dict[tuple[str, int], list[Cost]] = {}
-    with S3Server(directory / "s3", region="eu-west-1") as server:
+    with CephGateway(directory / "ceph") as server:
         for number in range(rounds):
             for data_keys in (few, many):
                 out.print(f"{data_keys:,} data keys, round {number + 1} of {rounds} ...")
                 for phase, cost in _rotation(directory / f"{number}-{data_keys}", server, data_keys).items():
                     costs.setdefault((phase, data_keys), []).append(cost)
-    conditions = f"{os.cpu_count()} cores, ministack, {rounds} rounds"
+    conditions = f"{os.cpu_count()} cores, Ceph's gateway, {rounds} rounds"
     results = []
     for (phase, data_keys), each in costs.items():
         wall, memory = (statistics.median(taken) for taken in ([c.wall for c in each], [c.memory / 1e6 for c in each]))
@@ -79,7 +79,7 @@ def _measure(directory: Path, raw_bytes: int, rounds: int) -> list[Result]:
     return results
 
 
-def _rotation(directory: Path, server: S3Server, data_keys: int) -> dict[str, Cost]:
+def _rotation(directory: Path, server: CephGateway, data_keys: int) -> dict[str, Cost]:
     directory.mkdir()
     path, name = directory / "keyring.json", server.create_bucket(f"rotation-{new_attempt()}")
     bucket = Bucket(server.session(), name, region=server.region, endpoint_url=server.endpoint_url)

@@ -29,9 +29,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from include.errors import BackupError
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keyring_file import create_file
-from include.pipeline.kms import KmsKey, KmsUnavailable, Sessions, session_of_environment
-
-__all__ = ["KmsKey", "KmsUnavailable"]  # an error of a keyring, to whoever uses one
+from include.pipeline.kms import KmsKey, Sessions, session_of_environment
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -150,8 +148,8 @@ class Keyring:
         except OSError as error:
             raise KeyringError(
                 f"The keyring {path} cannot be read: {error.strerror}.",
-                mend=f"Name it with {KEYRING_VARIABLE}, bring it back with `python -m include.cli keyring import`, "
-                "or create the first one with `python -m include.cli keyring create`.",
+                mend=f"Name it with {KEYRING_VARIABLE}, bring it back from its escrow (`python -m include.cli keyring "
+                "import`), or create the first one with `python -m include.cli keyring create`.",
             ) from None
         if stat.S_IMODE(mode) & 0o077:
             raise KeyringError(

@@ -12,7 +12,8 @@ from typing import Any
 
 from include.errors import BackupError
 from include.pipeline.canonical import canonical_json
-from include.pipeline.keys import Keyring, KeyringError, KmsUnavailable, UnknownKey, WrapRefused, new_data_key
+from include.pipeline.keys import Keyring, KeyringError, UnknownKey, WrapRefused, new_data_key
+from include.pipeline.kms import KmsUnavailable
 from include.pipeline.store import Bucket, ObjectExists, ObjectMissing, ObjectVersion
 from include.repository.layout import KEYS, envelope_key, envelope_place, envelope_prefix
 

@@ -26,14 +26,12 @@ from include.pipeline.keys import (
     LONG_AGO,
     Keyring,
     KeyringError,
-    KmsKey,
-    KmsUnavailable,
     LocalKey,
     UnknownKey,
     WrapRefused,
     new_local_key,
 )
-from include.pipeline.kms import Sessions, session_of_environment
+from include.pipeline.kms import KmsKey, KmsUnavailable, Sessions, session_of_environment
 from include.pipeline.store import Bucket, ObjectMissing
 from include.policy.model import Keys
 from include.repository.envelopes import StoredDataKey, add_wrap, open_stored, open_wrap, stored_data_keys

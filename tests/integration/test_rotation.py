@@ -26,7 +26,8 @@ import pytest
 
 from include.backup.full import make_full_backup
 from include.backup.verify import check_integrity
-from include.pipeline.keys import Keyring, KmsKey
+from include.pipeline.keys import Keyring
+from include.pipeline.kms import KmsKey
 from include.pipeline.progress import Progress
 from include.policy import load_policy
 from include.recovery.configuration import restore_configuration
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parents[2]
 POLICY = load_policy()
 SEED = int(os.environ.get("BACKUP_KILL_SEED") or secrets.randbelow(10**6))
 FEW_SEED = int(os.environ.get("BACKUP_KILL_SEED") or 5)
-DATA_KEYS = 40
+DATA_KEYS = 24
 pytestmark = pytest.mark.requirement("R7.1")
 
 # What the DAG's tasks do, in a process of its own.

@@ -119,6 +119,10 @@ def test_a_rotation_from_the_first_command_to_the_last(at: Place, monkeypatch: p
 
     later = datetime.now(UTC) + timedelta(days=8)
     monkeypatch.setattr(rotation, "datetime", type("Later", (datetime,), {"now": classmethod(lambda *_: later)}))
+    create_data_key(at.replica, old, owner="another", attempt="0" * 16)
+    needed = refused(at.run("keyring", "retire", old.current_kek), StillNeeded)
+    assert str(at.replica) in needed
+    assert at.run("keyring", "wrap").exit_code == 0
     gone = [at.run("keyring", "retire", key) for key in (old.current_kek, old.current_signing_key)]
     assert [done.exit_code for done in gone] == [0, 0], [done.exception for done in gone]
     assert old.current_kek not in at.keyring.keks

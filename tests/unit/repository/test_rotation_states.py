@@ -202,4 +202,4 @@ class Rotations(RuleBasedStateMachine):
 
 
 TestRotations = pytest.mark.requirement("R7.1")(Rotations.TestCase)
-TestRotations.settings = settings(max_examples=35, stateful_step_count=20, deadline=None)
+TestRotations.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
