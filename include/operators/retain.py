@@ -35,8 +35,9 @@ class Retain(Step):
         from include.repository.needs import words_of  # noqa: PLC0415
 
         here = Surroundings(scratch_root=self.scratch_root)
-        catalog = here.catalog if self.store == "primary" else here.replica
-        retention = Retention(catalog, here.policy)
+        replica = self.store == "replica"
+        catalog = here.replica if replica else here.catalog
+        retention = Retention(catalog, here.policy, primary=here.catalog if replica else None)
         plan = retention.plan()
         for backup in plan.going:
             self.log.info("GOES: %s, of %s, %d bytes.", backup.id, backup.time.isoformat(), backup.stored_bytes)

@@ -81,6 +81,11 @@ class Catalog:
             ),
         )
 
+    def ids(self) -> list[BackupId]:
+        """What the listing says that there is; nothing is read, and so nothing is proved."""
+        keys = {version.key for version in self.bucket.versions(MANIFESTS) if not version.deleted}
+        return [backup for key in sorted(keys) if (backup := _named_by(key)) and backup.manifest_key == key]
+
     def get(self, backup: BackupId) -> Manifest:
         """One backup's manifest; raises `NoSuchBackup` or `ManifestRefused`."""
         try:

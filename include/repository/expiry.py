@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -167,10 +167,13 @@ class Outcome:
 
 
 class Retention:
-    """Retention of one bucket, by its own catalog."""
+    """Retention of one bucket, by its own catalog; of a replica, nothing goes that the `primary` still shows.
 
-    def __init__(self, catalog: Catalog, policy: Policy) -> None:
-        self._catalog, self._policy = catalog, policy
+    It would be brought again. What the primary has lost goes by the replica's own catalog alone.
+    """
+
+    def __init__(self, catalog: Catalog, policy: Policy, *, primary: Catalog | None = None) -> None:
+        self._catalog, self._policy, self._primary = catalog, policy, primary
         self._bucket: Bucket = catalog.bucket
         self._survey = Survey(catalog, policy)
         self._seen: set[str] = set()
@@ -221,6 +224,8 @@ class Retention:
     def _look(self) -> tuple[View, Decisions]:
         now = self._bucket.clock()
         view = self._survey.look(now)
+        if self._primary is not None:
+            view = replace(view, mirrored=frozenset(str(each) for each in self._primary.ids()))
         return view, decide(view, self._policy, now)
 
     def _look_whole(self) -> tuple[View, Decisions]:

@@ -29,6 +29,7 @@ from include.pipeline.transfer import Upload, fetch_ranges
 from include.policy import Policy
 from include.repository.catalog import Catalog
 from include.repository.layout import (
+    HOLDS,
     KEYS,
     LEDGER,
     MANIFESTS,
@@ -48,7 +49,7 @@ from include.repository.wal import PART_BYTES, Shipped, WalArchive
 
 log = logging.getLogger(__name__)
 
-BUCKET_REPLICATES = ("full/", "incremental/", "snapshot/", "archive/", PACKS, WAL, KEYS, LEDGER, VERIFICATION)
+BUCKET_REPLICATES = ("full/", "incremental/", "snapshot/", "archive/", PACKS, WAL, KEYS, LEDGER, HOLDS, VERIFICATION)
 """What a bucket's own replication may bring, a rule for each: all but `manifests/`, for S3 knows no exceptions."""
 _PENDING = "PENDING"
 _DOCUMENTS_AT_ONCE = 16
@@ -170,15 +171,15 @@ class Replica:
     def bring(self, *, everything: bool = False) -> Brought:
         """Bring what is not there yet, oldest backup first: a killed run has made the beginning of the next.
 
-        Declared gaps come first, then each backup with its manifest last, the log that was shipped since the last
-        window, and what was proved. With `everything`, backups whose manifest is there are looked at, too, and what is
-        missing or wrong of them is copied again. What cannot be brought of one backup keeps no other back, and is in
-        the result; raises `RuleCoversManifests`, and `StoreError` when a store fails.
+        Declared gaps and holds come first, then each backup with its manifest last, the log that was shipped since the
+        last window, and what was proved. With `everything`, backups whose manifest is there are looked at, too, and
+        what is missing or wrong of them is copied again. What cannot be brought of one backup keeps no other back, and
+        is in the result; raises `RuleCoversManifests`, and `StoreError` when a store fails.
         """
         if self.replicates:
             log.info("%s replicates by itself: what it has not brought is copied.", self.primary.bucket)
         brought = Brought()
-        self._bring_documents([LEDGER], brought)
+        self._bring_documents([LEDGER, HOLDS], brought)
         there = _oldest(self.replica.bucket, [MANIFESTS])
         destroyed = shredded(self.primary) | shredded(self.replica)
         manifests = []

@@ -43,7 +43,18 @@ from include.repository.timelines import TimelineHistory
 from include.repository.tombstones import Tombstone
 
 Kind = Literal[
-    "period", "recovery", "chain", "last verified", "minimum", "hold", "reading", "refused", "named", "log", "elsewhere"
+    "period",
+    "recovery",
+    "chain",
+    "last verified",
+    "minimum",
+    "hold",
+    "reading",
+    "refused",
+    "named",
+    "log",
+    "elsewhere",
+    "mirrored",
 ]
 _ATTEMPTS = re.compile(rb"[0-9a-f]{16}")
 _TOLD = 3
@@ -87,6 +98,7 @@ class View:
 
     `refused` are the manifests that cannot be believed, by key, and what they say; `holds` why a backup is held, by id;
     `tombstones` those of backups whose manifest is gone; `histories` each cluster's timelines; `wal` every copy of log.
+    `mirrored` are the ids that another bucket shows whose backups are brought here.
     """
 
     backups: Sequence[Committed]
@@ -97,6 +109,7 @@ class View:
     tombstones: Sequence[Tombstone] = ()
     histories: Mapping[str, Mapping[int, TimelineHistory]] = field(default_factory=dict)
     wal: Iterable[WalCopy] = ()
+    mirrored: frozenset[str] = frozenset()
 
 
 def decide(view: View, policy: Policy, now: datetime) -> Decisions:
@@ -175,7 +188,7 @@ class Decisions:
         self._keep(self._needs.since(self._window, self._living), because)
 
     def _by_somebody(self) -> None:
-        """Holds, with what the held need; readers; refused manifests, which may name it."""
+        """Holds, with what the held need; readers; the bucket that it mirrors; refused manifests, which may name it."""
         held = [each for each in self._view.backups if each.id in self._view.holds]
         for each in held:
             self._keep([each], Reason("hold", self._view.holds[each.id]))
@@ -185,6 +198,8 @@ class Decisions:
         for each in self._view.backups:
             if words := self._view.readings.of(each.id):
                 self._keep([each], Reason("reading", words))
+            if each.id in self._view.mirrored:
+                self._keep([each], Reason("mirrored", "the primary has it, and would bring it again"))
             if self._is_suspect(each.attempts):
                 self._keep([each], Reason("refused", "a manifest that is refused speaks of its attempt"))
             if self._stray:

@@ -23,6 +23,7 @@ from include.backup.snapshot import make_snapshot
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, StoreAway
 from include.repository.catalog import Catalog
+from include.repository.holds import hold
 from include.repository.layout import VERIFICATION, BackupId
 from include.repository.ledger import Gap, declare
 from include.repository.lsn import Lsn
@@ -137,16 +138,17 @@ def test_all_that_manifests_name_is_there_and_a_second_look_copies_nothing(chain
 
 
 @pytest.mark.requirement("R3.2")
-def test_records_and_gaps_go_along(chain: Chain) -> None:
+def test_records_gaps_and_holds_go_along(chain: Chain) -> None:
     base = chain.base()
     made = chain.increment()
     assert base.wal is not None
     chain.catalog.bucket.create(f"{VERIFICATION}{made.id}/20261122T000512.123456Z-sizes-00000000.json", b"{}")
     gap = long_ago(base)
     declare(chain.catalog.bucket, chain.catalog.keyring, gap)
+    held = hold(chain.catalog, made.backup, by="somebody", because="a case")
     chain.replicate(made)
     assert stored(chain.replica.bucket) == stored(chain.catalog.bucket)
-    assert gap.home in stored(chain.replica.bucket)
+    assert {gap.home, held.home} <= set(stored(chain.replica.bucket))
 
 
 def long_ago(base: Manifest) -> Gap:

@@ -224,6 +224,16 @@ def test_readers_holds_and_tombstones() -> None:
     assert decide(View(made, readings=Readings(anything="it may")), SMALL, day(300)).going == ()
 
 
+@pytest.mark.requirement("R3.2")
+def test_a_replica_keeps_what_the_primary_shows_for_it_would_be_brought_again() -> None:
+    cluster = Cluster()
+    made = [short(cluster.full(day(number))) for number in range(4)]
+    view = View(made, mirrored=frozenset({made[0].id}))
+    decisions = decide(view, SMALL, day(60))
+    assert {each.id for each in decisions.going} == {made[1].id, made[2].id}
+    assert kinds(decisions, made[0]) == {"mirrored"}
+
+
 def test_what_no_rule_speaks_of_stays() -> None:
     decisions = decide(View([]), SMALL, day(300))
     for key in ("audit/2020/01/01/x.json", "reports/2020-01/x", "state/probe-x", "somebody/else", "keys/x", "wal/x"):
