@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TaskGroup
 
-from include.operators.archive import MONTH, ChooseFull, MakeArchive, ReportArchives, VerifyArchive
+from include.operators.archive import MONTH, ChooseFull, MakeArchive, ReplicateArchives, ReportArchives, VerifyArchive
 from include.operators.report import WATCHER, AlertRun, Delivered, Watcher
 from include.policy import load_policy
 
@@ -28,7 +28,8 @@ with DAG(
     1. **choose_full**: the month's first full backup that is verified.
     2. for each class **make**: its rows with the schema, its objects, its configuration, without secrets, under **one
        key of its own**, below `archive/<class>/`; then **verify**: every byte is read back.
-    3. **success_report** or **error_alert**.
+    3. **replicate**: they are durable in the second region (R3.2). The run is green only then.
+    4. **success_report** or **error_alert**.
 
     After {
         policy.storage.cold.transition_after
@@ -79,6 +80,13 @@ with DAG(
         choose >> make >> verify
         made.append(make)
         work += [make, verify]
+    replicate = ReplicateArchives(
+        task_id="replicate",
+        execution_timeout=LONG,
+        doc_md="**R3.2** The archives are durable in the second region, whichever class failed.",
+    )
+    [task for task in work if isinstance(task, VerifyArchive)] >> replicate
+    work.append(replicate)
     success = ReportArchives(
         task_id="success_report",
         chosen_by=choose.task_id,

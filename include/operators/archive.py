@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import TriggerRule
+
 from include.errors import BackupError
 from include.operators.report import Teller, links_of
 from include.operators.step import Facts, Step
@@ -108,6 +110,26 @@ class VerifyArchive(ArchiveStep):
         from include.backup.verify import prove_integrity  # noqa: PLC0415
 
         return prove_integrity(here.catalog, archive, here.policy, scratch=here.root)
+
+
+class ReplicateArchives(Step):
+    """Bring the archives, and whatever else is not there yet, to the second region (R3.2).
+
+    Behind their verification: what the bucket's own replication brings is there by then. One class that failed keeps
+    no other from being brought.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trigger_rule": TriggerRule.ALL_DONE_MIN_ONE_SUCCESS, **kwargs})
+
+    def _take(self, context: Context) -> Facts:
+        from include.backup.replicate import catch_up  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        here = Surroundings(scratch_root=self.scratch_root)
+        return catch_up(
+            application=None, primary=here.catalog, replica=here.replica, policy=here.policy, everything=False
+        )
 
 
 class ReportArchives(Teller):

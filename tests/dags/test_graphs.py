@@ -329,7 +329,9 @@ def test_a_months_archives_are_chosen_once_and_made_and_verified_a_class_at_a_ti
     for name in classes:
         assert tasks[f"{name}.make"]["up"] == ["choose_full"]
         assert tasks[f"{name}.verify"]["up"] == [f"{name}.make"]
-    work = {"choose_full", *(f"{name}.{step}" for name in classes for step in ("make", "verify"))}
+    assert set(tasks["replicate"]["up"]) == {f"{name}.verify" for name in classes}
+    assert tasks["replicate"]["rule"] == "all_done_min_one_success"  # one class keeps no other from being brought
+    work = {"choose_full", "replicate", *(f"{name}.{step}" for name in classes for step in ("make", "verify"))}
     assert set(tasks["success_report"]["up"]) == set(tasks["error_alert"]["up"]) == set(tasks["watcher"]["up"]) == work
     rules = {name: tasks[name]["rule"] for name in ("success_report", "error_alert", "watcher")}
     assert rules == {"success_report": "all_success", "error_alert": "one_failed", "watcher": "one_failed"}

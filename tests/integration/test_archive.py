@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 from include.backup.archive import NothingToArchive, make_archive
 from include.backup.verify import check_integrity, prove_integrity, prove_sizes
 from include.cli.__main__ import app
+from include.operators.archive import ReplicateArchives
 from include.operators.cold import ApplyLifecycle, ReportCold, RetrieveFromCold
+from include.operators.run import Surroundings
 from include.pipeline.progress import Progress
 from include.pipeline.store import Bucket, ObjectCold, ObjectMissing
 from include.policy import load_policy
@@ -368,6 +370,20 @@ def test_archives_are_in_both_regions_and_what_was_shredded_in_one_is_not_brough
     again.require()
     assert not list(bucket.keys(f"keys/{gone.id}/"))
     assert list(catalog.bucket.keys(f"keys/{gone.id}/"))
+
+
+@pytest.mark.requirement("R3.2")
+def test_the_step_brings_archives_to_the_second_region(
+    airflow: None, installation: Installation, archives: dict[str, Manifest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    primary = installation.connections()["synapse_backups_primary"]
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_BACKUPS_PRIMARY", json.dumps(primary))
+    nothing: Any = {}
+    ReplicateArchives(task_id="replicate").execute(nothing)
+    there = Surroundings().replica
+
+    for manifest in archives.values():
+        assert there.get(manifest.backup) == manifest
 
 
 # Shredded
