@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from include.backup.scratch import recovery_directories, remove_directory, temporary_directories
 from include.errors import BackupError
+from include.pipeline.store import Bucket
 from include.policy import Policy
 from include.recovery.scratch import drop_scratch, scratch_databases
 from include.repository.attempts import Attempts, DeadAttempt, Removed, find_probes, remove_probes
@@ -76,7 +77,8 @@ class Reaper:
 
     `source` are logins of the server that is backed up, each of which ends its own sessions (the barrier's, the dump's,
     or a superuser's for both); `restores` is a login of the server where scratch databases are; `root` holds this
-    worker's temporary directories, and `temporary` those of recoveries, each None where there are none.
+    worker's temporary directories, and `temporary` those of recoveries, each None where there are none. In `replica`,
+    the second region's bucket, lies what a bucket's own replication brought of dead tries, and what was cut.
     """
 
     def __init__(
@@ -88,11 +90,14 @@ class Reaper:
         restores: DatabaseLogin,
         root: Path | None,
         temporary: Path | None = None,
+        replica: Catalog | None = None,
     ) -> None:
         self._catalog, self._policy = catalog, policy
         self._source, self._restores, self._root = tuple(source), restores, root
         self._temporary = temporary
-        self._attempts = Attempts(catalog, self._living)
+        self._places = [(catalog.bucket, Attempts(catalog, self._living))]
+        if replica is not None:
+            self._places.append((replica.bucket, Attempts(replica, self._living, primary=catalog)))
 
     def find(self) -> Leftovers:
         """Everything that is dead now, by the object store's clock.
@@ -103,8 +108,8 @@ class Reaper:
         before = self._policy.storage.attempts_reaped_after.before(self._catalog.bucket.clock())
         left_alone: list[str] = []
         findings = [
-            *self._found_attempts(before, left_alone),
-            *self._found_probes(before),
+            *(each for place in self._places for each in self._found_attempts(*place, before, left_alone)),
+            *(each for bucket, _ in self._places for each in self._found_probes(bucket, before)),
             *self._found_sessions(before, left_alone),
             *self._found_databases(before, left_alone),
             *self._found_directories(before),
@@ -125,29 +130,27 @@ class Reaper:
                     "a full backup first.",
                 )
 
-    def _found_attempts(self, before: datetime, left_alone: list[str]) -> list[Finding]:
-        found = self._attempts.find_dead(before=before)
-        left_alone += self._attempts.kept
+    def _found_attempts(
+        self, bucket: Bucket, attempts: Attempts, before: datetime, left_alone: list[str]
+    ) -> list[Finding]:
+        found = attempts.find_dead(before=before)
+        left_alone += attempts.kept
         return [
             Finding(
                 "attempt",
                 str(dead),
-                f"{self._catalog.bucket}: {len(dead.objects)} versions, {len(dead.uploads)} unfinished uploads",
+                f"{bucket}: {len(dead.objects)} versions, {len(dead.uploads)} unfinished uploads",
                 dead.written,
                 dead.bytes,
                 "its backup names nothing of this"
                 if dead.committed
                 else "no manifest names it, and no session is its own",
-                partial(self._remove_attempt, dead),
+                partial(_remove_attempt, attempts, dead),
             )
             for dead in found
         ]
 
-    def _remove_attempt(self, dead: DeadAttempt) -> None:
-        _whole(self._attempts.remove(dead))
-
-    def _found_probes(self, before: datetime) -> list[Finding]:
-        bucket = self._catalog.bucket
+    def _found_probes(self, bucket: Bucket, before: datetime) -> list[Finding]:
         probes = find_probes(bucket, before=before)
         if probes is None:
             return []
@@ -268,6 +271,10 @@ def remove(findings: Sequence[Finding]) -> list[str]:
         else:
             log.info("Removed %s %s (%s): %s.", finding.kind, finding.name, finding.where, finding.why)
     return stays
+
+
+def _remove_attempt(attempts: Attempts, dead: DeadAttempt) -> None:
+    _whole(attempts.remove(dead))
 
 
 def _whole(removed: Removed) -> None:

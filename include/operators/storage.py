@@ -32,6 +32,7 @@ class Reap(Step):
             restores=database_login(here.policy.sources.database.scratch_connection),
             root=here.root,
             temporary=Path(tempfile.gettempdir()),
+            replica=here.replica,
         ).find()
         for words in leftovers.left_alone:
             self.log.warning("Left alone: %s", words)

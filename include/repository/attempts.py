@@ -18,7 +18,7 @@ try its manifest. A backup type that lists packs of other tries must look for th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -93,11 +93,14 @@ class Removed:
 
 
 class Attempts:
-    """The tries in one bucket. `living` is asked anew each time before anything is judged or deleted."""
+    """The tries in one bucket. `living` is asked anew each time before anything is judged or deleted.
 
-    def __init__(self, catalog: Catalog, living: Living) -> None:
+    In a replica, what the `primary` names is somebody's too: it is on its way, and its manifest comes last.
+    """
+
+    def __init__(self, catalog: Catalog, living: Living, *, primary: Catalog | None = None) -> None:
         self._bucket, self._living = catalog.bucket, living
-        self._named = _Named(catalog)
+        self._named = _Named([catalog, primary] if primary else [catalog])
         self.kept: list[str] = []
         """What `find_dead` left alone though no manifest names it, and why."""
 
@@ -281,9 +284,9 @@ def _tries(bucket: Bucket) -> list[_Try]:
 class _Named:
     """What the manifests name: every version of each, and what was named once stays so for as long as this lives."""
 
-    def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._seen: set[tuple[str, str]] = set()
+    def __init__(self, catalogs: Sequence[Catalog]) -> None:
+        self._catalogs = catalogs
+        self._seen: set[tuple[Catalog, str, str]] = set()
         self._keys: set[str] = set()
         self._packs: set[str] = set()
         self._prefixes: set[str] = set()
@@ -297,25 +300,29 @@ class _Named:
 
     def look_again(self) -> None:
         """Read the manifests that came since the last look."""
-        bucket = self._catalog.bucket
+        for catalog in self._catalogs:
+            self._look(catalog)
+
+    def _look(self, catalog: Catalog) -> None:
+        bucket = catalog.bucket
         new = [
             version
             for version in bucket.versions(MANIFESTS)
-            if not version.deleted and (version.key, version.version_id) not in self._seen
+            if not version.deleted and (catalog, version.key, version.version_id) not in self._seen
         ]
         with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="manifests") as pool:
-            for version, manifest in zip(new, pool.map(self._read, new), strict=True):
+            for version, manifest in zip(new, pool.map(partial(self._read, catalog), new), strict=True):
                 if isinstance(manifest, Manifest):
                     self._note(manifest)
                 else:
                     self._refused[version.key] = self._refused.get(version.key, b"") + manifest
                 if (backup := _id_of_manifest(version.key)) is not None:
                     self._manifests.add(backup)
-        self._seen |= {(version.key, version.version_id) for version in new}
+        self._seen |= {(catalog, version.key, version.version_id) for version in new}
         for version in bucket.versions(VERIFICATION):
             if (backup := named_by(version.key.split("/")[1])) is not None:
                 self._verified.add(backup)
-        for tombstone in read_tombstones(bucket, self._catalog.keyring).values():
+        for tombstone in read_tombstones(bucket, catalog.keyring).values():
             if tombstone.id not in self._manifests:
                 self._given_up.add(tombstone.id)
                 self._buried.update(tombstone.attempts, tombstone.shared)
@@ -347,14 +354,14 @@ class _Named:
                 return f"{backup} was verified, so it was a backup, and its manifest is gone."
         return None
 
-    def _read(self, version: ObjectVersion) -> Manifest | bytes:
+    def _read(self, catalog: Catalog, version: ObjectVersion) -> Manifest | bytes:
         """The manifest, or the bytes of one that cannot be believed."""
         try:
-            stored = self._catalog.bucket.read(version.key, version_id=version.version_id)
+            stored = catalog.bucket.read(version.key, version_id=version.version_id)
         except ObjectMissing:
             return b""
         try:
-            return Manifest.open(stored, self._catalog.keyring, key=version.key)
+            return Manifest.open(stored, catalog.keyring, key=version.key)
         except ManifestRefused:
             return stored
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -81,6 +82,21 @@ def test_what_no_manifest_names_goes_with_its_keys_and_all_else_stays(catalog: C
     assert everything(catalog) == kept
     assert list(catalog.bucket.unfinished_uploads("")) == []
     assert reaper(catalog).find_dead(before=soon(catalog)) == []
+
+
+@pytest.mark.requirement("R3.2")
+def test_in_a_replica_what_the_primary_names_is_on_its_way(catalog: Catalog, s3_primary: S3Server) -> None:
+    name = s3_primary.create_bucket(f"bucket-{secrets.token_hex(8)}")
+    bucket = Bucket(s3_primary.session(), name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
+    replica = Catalog(bucket, catalog.keyring)
+    catalog.commit(attempt_at(catalog, WON))
+    attempt_at(replica, WON)
+    kept = everything(replica)
+    attempt_at(replica, LOST)
+
+    attempts = Attempts(replica, frozenset, primary=catalog)
+    assert reap(attempts, soon(replica)) == [LOST]
+    assert everything(replica) == kept
 
 
 def test_more_than_a_page_goes(catalog: Catalog) -> None:
