@@ -259,7 +259,8 @@ class Decisions:
             return Reason("elsewhere", "a run that has not ended may name it")
         system, timeline = place.system_identifier, timeline_of(place.name)
         if not is_segment(place.name):
-            if any(self._leads_over(timeline, *line) for line in self._lines_that_stay):
+            newest = max((number for cluster, number in self._lines_that_stay if cluster == system), default=0)
+            if timeline > newest or any(self._leads_over(timeline, *line) for line in self._lines_that_stay):
                 return Reason("log", "it tells how the log of backups that stay hangs together")
         elif (system, timeline) in self._living and copy.key not in self._given_up:
             size = self._segment_bytes.get(system)
