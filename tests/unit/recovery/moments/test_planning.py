@@ -218,7 +218,7 @@ def test_a_full_backup_outside_of_the_log_is_pointed_at(catalog: Catalog) -> Non
 
 def test_the_newest_base_before_the_moment_is_taken_and_none_after_it(catalog: Catalog) -> None:
     old, *_ = chain(catalog)
-    new = commit(catalog, window("snapshot", 35, (7, 10)))
+    new = commit(catalog, window("snapshot", 35, (7, 9)))
     log = Log([(1, 7.0005, 33.5)])
     assert plan(catalog, at(45), log).base == new
     assert plan(catalog, "latest", log).base == new
@@ -233,7 +233,7 @@ def test_the_newest_base_before_the_moment_is_taken_and_none_after_it(catalog: C
 
 def test_a_base_that_became_consistent_behind_the_place_is_not_taken(catalog: Catalog) -> None:
     old, *_ = chain(catalog)
-    commit(catalog, window("snapshot", 35, (7, 10)))
+    commit(catalog, window("snapshot", 35, (7, 9)))
     # The clock was set back: by it this one ended after the base, by the log while it was being made.
     planned = plan(catalog, at(34.5), Log([(1, 7 + 0x800 / SEGMENT, 35.5)]))
     assert (planned.base, planned.stop.lsn) == (old, place(7) + 0x800)
@@ -403,7 +403,7 @@ def long_chain(s3_primary: S3Server, keyring: Keyring) -> Catalog:
     store = Bucket(s3_primary.session(), name, region=s3_primary.region, endpoint_url=s3_primary.endpoint_url)
     catalog = Catalog(store, keyring)
     chain(catalog)
-    commit(catalog, window("snapshot", 35, (7, 10)))
+    commit(catalog, window("snapshot", 35, (7, 9)))
     ship(catalog, 12, 13)
     return catalog
 
@@ -412,7 +412,8 @@ def long_chain(s3_primary: S3Server, keyring: Keyring) -> Catalog:
 @given(st.data())
 def test_exactly_what_had_ended_by_the_moment_is_kept(long_chain: Catalog, data: st.DataObject) -> None:
     """Transactions anywhere in the log, at times in its order that fit the consistency points around them."""
-    points = [(2 + 0x800 / SEGMENT, 9.0), *((2 * n + 2 - POINT / SEGMENT, 10.0 * n) for n in range(1, 6)), (14.0, 60.0)]
+    backups = [(4, 10.0), (6, 20.0), (8, 30.0), (9, 35.0), (10, 40.0), (12, 50.0)]
+    points = [(2 + 0x800 / SEGMENT, 9.0), *((end - POINT / SEGMENT, time) for end, time in backups), (14.0, 60.0)]
     ended: list[tuple[int, float, float]] = []
     for (start, since), (end, until) in pairwise(points):
         count = data.draw(st.integers(0, 4))
