@@ -110,6 +110,7 @@ def test_a_moment_is_recovered_of_a_snapshot_an_increment_and_what_was_streamed(
     name = ceph.create_bucket("moment-gateway")
     bucket = Bucket(ceph.session(), name, region=ceph.region, endpoint_url=ceph.endpoint_url)
     catalog, scratch = Catalog(bucket, installation.catalog().keyring), sandbox_directory / "gateway-moment"
+    replica = installation.replica_catalog()
     scratch.mkdir(mode=0o711)
 
     def back_up(make: Callable[..., Manifest], type_: BackupType) -> Manifest:
@@ -126,10 +127,13 @@ def test_a_moment_is_recovered_of_a_snapshot_an_increment_and_what_was_streamed(
             row = session.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn() - 1)").fetchone()
             assert row is not None
             with ThreadPoolExecutor(1) as pool:
-                stream = pool.submit(ship_continuously, application, catalog, policy, spool=spool, until=over)
+                stream = pool.submit(
+                    ship_continuously, application, catalog, policy, replica=replica, spool=spool, until=over
+                )
                 try:
                     deadline = time.monotonic() + 60
                     while not (streamed := archive.shipped([row[0]])):
+                        assert not stream.done(), stream.result()
                         assert time.monotonic() < deadline
                 finally:
                     over.set()
