@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -158,7 +158,13 @@ def pass_by(seconds: float) -> None:
 
 
 def receivers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children(recursive=True) if child.name() == "pg_receivewal"]
+    """The children that receive log; one that has just ended is none."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name() == "pg_receivewal":
+                found.append(child)
+    return found
 
 
 @pytest.mark.requirement("R5.5")
