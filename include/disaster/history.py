@@ -6,7 +6,7 @@ The newest drill of every scenario and copy is known from the bucket alone, from
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import ClassVar, Literal
 
@@ -36,6 +36,12 @@ class StepTime(Frozen):
     state: Literal["success", "failed", "skipped", "not reached"]
     began: AwareDatetime | None = None
     ended: AwareDatetime | None = None
+
+    @property
+    def told(self) -> str:
+        """How long it took, and how it ended where that is not well."""
+        took = told(self.ended - self.began) if self.began and self.ended else ""
+        return " ".join(filter(None, (took, "" if self.state == "success" else self.state)))
 
 
 class Looked(Frozen):
@@ -124,12 +130,38 @@ class Drill(SignedDocument):
                 missed.append(f"{name} of {timedelta(seconds=promised)} missed: {told(took)}")
         if self.rpo is None:
             missed.append("nothing came back")
+        elif self.healthy is None:
+            missed.append("nobody found it in health")
         return missed
 
     @property
     def passed(self) -> bool:
         """Whether everything that was promised was kept."""
         return not self.missed
+
+    def facts(self) -> dict[str, object]:
+        """What people are told: RTO and RPO beside what was promised, each step's time, and how many checks held."""
+        facts: dict[str, object] = {
+            "RTO": _beside(self.rto, self.promised_rto),
+            "RPO": _beside(self.rpo, self.promised_rpo),
+            "RPO of files": _beside(self.rpo_files, self.promised_rpo_files),
+        }
+        if self.forecast_seconds is not None:
+            facts["forecast"] = told(timedelta(seconds=self.forecast_seconds))
+        facts |= {f"step {step.task}": step.told for step in self.steps}
+        good = sum(1 for look in self.checks if look.passed)
+        facts["checks"] = f"{good} of {len(self.checks)} held"
+        if self.missed:
+            facts["missed"] = "; ".join(self.missed)
+        return facts
+
+    def lines(self) -> Iterator[str]:
+        """All of it, a line each: what `facts` says, and every check, those that failed first."""
+        for name, value in self.facts().items():
+            yield f"{name}: {value}"
+        for look in sorted(self.checks, key=lambda look: look.passed):
+            outcome = "ok" if look.passed else f"FAILED, expected {look.expected}"
+            yield f"{look.kind}: {look.name} of {look.subject}: {look.found} ({outcome})"
 
 
 def store_drill(bucket: Bucket, keyring: Keyring, drill: Drill) -> str:
@@ -178,6 +210,10 @@ def overdue(plan: DisasterPlan, drills: Sequence[Drill], now: datetime) -> list[
     since = plan.drills.every.before(now)
     good = newest_drills(plan, [drill for drill in drills if drill.passed])
     return [subject for subject, drill in good.items() if drill is None or drill.declared < since]
+
+
+def _beside(took: timedelta | None, promised: int) -> str:
+    return f"{told(took) if took is not None else 'not reached'} of {told(timedelta(seconds=promised))}"
 
 
 def told(period: timedelta) -> str:

@@ -26,6 +26,9 @@ Kind = Literal[
     "recovery_refused",
     "run_failed",
     "rotated",
+    "drill_passed",
+    "drill_failed",
+    "rto_missed",
 ]
 _HEARD_BY: dict[Kind, Kind] = {
     "recovered": "success_report",
@@ -33,6 +36,9 @@ _HEARD_BY: dict[Kind, Kind] = {
     "recovery_refused": "status_update",
     "run_failed": "error_alert",
     "rotated": "success_report",
+    "drill_passed": "success_report",
+    "drill_failed": "error_alert",
+    "rto_missed": "error_alert",
 }
 SYSTEM = "[Synapse backups]"
 LONGEST_WHAT = 600
@@ -47,6 +53,9 @@ _COLOURS: dict[Kind, str] = {
     "recovery_refused": "#33608c",
     "run_failed": "#b3261e",
     "rotated": "#1a7f37",
+    "drill_passed": "#1a7f37",
+    "drill_failed": "#b3261e",
+    "rto_missed": "#b3261e",
 }
 # PostgreSQL quotes rows, statements and keys in these: data of the database does not leave the house.
 _QUOTING = re.compile(r"\b(?:DETAIL|CONTEXT|QUERY|STATEMENT):.*")
