@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -99,11 +99,12 @@ def erase(places: Places, root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Leftover:
-    """What a drill left that was killed with everything around it: where, and since when."""
+    """What a drill left that was killed with everything around it: where, whose, since when, and how it goes."""
 
     what: str
     run: str
     made: datetime
+    remove: Callable[[], str] = field(repr=False, compare=False)
 
 
 def leftovers(
@@ -114,20 +115,34 @@ def leftovers(
     if server:
         with server.connect(application_name=APPLICATION, autocommit=True) as session:
             for (name,) in session.execute("SELECT datname::text FROM pg_database"):
-                _note(found, f"database {name}", _DATABASE.fullmatch(name))
+                _note(found, f"the database {name}", _DATABASE.fullmatch(name), partial(_drop, server, name))
     if bucket:
         for prefix in sorted({"/".join(version.key.split("/")[:2]) + "/" for version in bucket.versions(BELOW)}):
-            _note(found, f"objects below {prefix}", _OBJECTS.fullmatch(prefix))
+            _note(found, f"objects below {prefix}", _OBJECTS.fullmatch(prefix), partial(_empty, bucket, prefix))
     if root and root.is_dir():
         for path in root.iterdir():
-            _note(found, f"directory {path.name}", _DIRECTORY.fullmatch(path.name))
+            _note(found, f"the directory {path.name}", _DIRECTORY.fullmatch(path.name), partial(_remove, path))
     return sorted((each for each in found if each.made < before), key=lambda each: (each.made, each.what))
 
 
-def _note(found: list[Leftover], what: str, name: re.Match[str] | None) -> None:
+def remove(found: Sequence[Leftover]) -> list[str]:
+    """Remove what dead drills left; returns what went. Raises `NotErased` naming all that stays."""
+    gone: list[str] = []
+    stays: list[str] = []
+    for each in found:
+        _attempt(each.remove, gone, stays)
+    if stays:
+        raise NotErased(
+            f"{len(stays)} of {len(found)} leftovers of drills stay: {'; '.join(stays)}.",
+            mend="Mend what they name; the next run of storage_lifecycle tries again.",
+        )
+    return gone
+
+
+def _note(found: list[Leftover], what: str, name: re.Match[str] | None, remove: Callable[[], str]) -> None:
     if name is not None:
         made = datetime.strptime(name["stamp"], "%Y%m%dt%H%M%S%f").replace(tzinfo=UTC)
-        found.append(Leftover(what, name["stamp"], made))
+        found.append(Leftover(what, name["stamp"], made, remove))
 
 
 def _attempt(remove: Callable[[], str], gone: list[str], stays: list[str]) -> None:

@@ -237,6 +237,27 @@ class CleanUp(DisasterStep):
         return {"removed": [run_directory(here, declared).name]}
 
 
+class ReapDrills(Step):
+    """Remove what drills left that were killed with everything around them, after the policy's time (law 5)."""
+
+    def _take(self, context: Context) -> Facts:
+        from include.disaster.isolation import leftovers, remove  # noqa: PLC0415
+        from include.disaster.plan import load_plan  # noqa: PLC0415
+        from include.operators import connections  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        here, drills = Surroundings(scratch_root=self.scratch_root), load_plan().drills
+        found = leftovers(
+            server=connections.database_login(drills.database_connection),
+            bucket=connections.bucket(drills.objects_connection),
+            root=here.root,
+            before=here.policy.storage.attempts_reaped_after.before(datetime.now(UTC)),
+        )
+        for each in found:
+            self.log.info("LEFT: %s, by the drill of %s", each.what, each.made)
+        return {"removed": len(remove(found))}
+
+
 class ReportDrill(Teller):
     """Write down what became of it: every step's time, RTO, RPO and each check; and tell people (R4.6, R5.4, R5.5).
 
