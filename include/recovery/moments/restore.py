@@ -14,9 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psycopg
+from typing import Any
 
 from include.errors import BackupError
 from include.pipeline.progress import Progress
@@ -39,6 +37,7 @@ from include.recovery.objects import ReturnedObjects, require_empty, restore_obj
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.leases import reading
@@ -46,9 +45,6 @@ from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 from include.sources.postgres.inventory import Inventory, compare
 from include.sources.postgres.login import DatabaseLogin
-
-if TYPE_CHECKING:
-    from include.recovery.selection import Session
 
 log = logging.getLogger(__name__)
 
@@ -329,19 +325,3 @@ class _Restore:
         if not components and not chosen.files:
             return None
         return return_files(repository, target, patterns=chosen.files, components=components, keep_in=keep, files=files)
-
-
-def require_service(session: Session) -> None:
-    """It is no standby, and takes a write, of which nothing stays."""
-    try:
-        (in_recovery,) = session.execute("SELECT pg_is_in_recovery()").fetchone() or (True,)
-        with session.transaction(force_rollback=True):
-            session.execute("CREATE SCHEMA synapse_backups_probe")
-            session.execute("CREATE TABLE synapse_backups_probe.probe AS SELECT 1 AS n")
-    except psycopg.Error as error:
-        raise BackupError(
-            f"The recovered server takes no writes: {error.diag.message_primary or type(error).__name__}.",
-            mend="Do not use it; recover again.",
-        ) from None
-    if in_recovery:
-        raise BackupError("The recovered server is still in recovery.", mend="Do not use it; recover again.")
