@@ -12,6 +12,7 @@ from rich.table import Table
 
 from include.errors import BackupError
 from include.sandbox.airflow import ADMIN, AirflowServices
+from include.sandbox.application import SynapseService
 from include.sandbox.installation import Installation
 from include.sandbox.mailbox import Mail, Mailbox
 from include.sandbox.stage import installed, out, stage, step
@@ -44,17 +45,19 @@ def _stand(directory: Path, installation: Installation) -> None:
             variables=installation.variables(),
             triggerer=True,
         )
+        with step("Starting Synapse's service"):
+            live = running.enter_context(installation.service(directory / "service"))
         with step("Starting Airflow: API server, scheduler, DAG processor, triggerer"):
             running.enter_context(services)
         with step(f"Unpausing {DAG}, whose latest slot runs now"):
             services.client().unpause(DAG)
-        _introduce(services, mailbox, installation)
+        _introduce(services, mailbox, installation, live)
         while True:
             services.pids()  # raises when one has ended
             time.sleep(LOOK_SECONDS)
 
 
-def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Installation) -> None:
+def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Installation, live: SynapseService) -> None:
     """Where it is, who may enter, and what to try first; paths and addresses stay whole, to be copied."""
     table = Table.grid(padding=(0, 2))
     for name, value in {
@@ -62,6 +65,7 @@ def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Instal
         "user": ADMIN,
         "password": services.password,
         "mails": str(mailbox.directory),
+        "Synapse": f"{live.url}/health",
     }.items():
         table.add_row(f"[bold]{name}[/]", escape(value))
     out.print()

@@ -52,7 +52,7 @@ _CHUNK_BYTES = 1 << 20
 _TOLD_CHARACTERS = 300
 _SHORTEST_SECRET = 8
 """Shorter words of the configuration's files are left in a log: `debug`, `true`."""
-_NOT_ASKED = "not asked"
+_NOT_ASKED, _NO_ANSWER = "not asked", "no answer"
 _APPENDIX = re.compile(r"\s*(DETAIL|CONTEXT|STATEMENT|LINE \d+|HINT|QUERY)\b")
 """Lines in which PostgreSQL's errors repeat rows and statements."""
 
@@ -220,7 +220,9 @@ class _Probe:
     def _check(self, name: str, request: ServiceRequest) -> Check:
         before = self._child.said
         passed, found = self._asked(name, request, within=self._service.answered_within)
-        found += "" if passed or found.startswith(_NOT_ASKED) else self._last_words(since=before)
+        if not passed and not found.startswith(_NOT_ASKED):
+            self._hear(before, answered=not found.startswith(_NO_ANSWER))
+            found += self._last_words()
         return Check(name, request.ask, _expected(request), found, passed=passed)
 
     def _asked(self, name: str, request: ServiceRequest, *, within: timedelta) -> tuple[bool, str]:
@@ -274,14 +276,14 @@ class _Probe:
                 raise _NoAnswer(f"{answer.status}, cut after {length} bytes, {answer.length} before its end")
         except (OSError, http.client.HTTPException) as error:
             if over.is_set() or isinstance(error, TimeoutError):
-                raise _NoAnswer(f"no answer within {seconds:g} s") from None
-            raise _NoAnswer(f"no answer: {_words(error)}") from None
+                raise _NoAnswer(f"{_NO_ANSWER} within {seconds:g} s") from None
+            raise _NoAnswer(f"{_NO_ANSWER}: {_words(error)}") from None
         finally:
             if watch is not None:
                 watch.cancel()
             connection.close()
         if over.is_set():
-            raise _NoAnswer(f"no whole answer within {seconds:g} s")
+            raise _NoAnswer(f"{_NO_ANSWER} within {seconds:g} s, but its beginning")
         return _Answer(answer.status, round((time.monotonic() - began) * 1000), start, length)
 
     def _filled(self, value: Any) -> Any:
@@ -292,12 +294,18 @@ class _Probe:
             return {key: self._filled(each) for key, each in value.items()}
         return [self._filled(each) for each in value] if isinstance(value, list) else value
 
-    def _last_words(self, *, since: str | None = None) -> str:
-        """What the application says about it, as the end of a sentence: that it ended, its last line."""
+    def _hear(self, before: str, *, answered: bool) -> None:
+        """Wait a moment for what the application says of its answer; without one, for its end."""
         deadline = time.monotonic() + _HEARD_WITHIN
-        while not self._child.ended and self._child.said == since and (left := deadline - time.monotonic()) > 0:
+        while not self._child.ended and not (answered and self._child.said != before):
+            if (left := deadline - time.monotonic()) <= 0:
+                return
             self._child.wait_for_word(left)
-        lines = [line for line in self._child.said.splitlines() if line.strip() and not _APPENDIX.match(line)]
+
+    def _last_words(self) -> str:
+        """What the application says about it, as the end of a sentence: that it ended, its last line."""
+        said = (line for line in self._child.said.splitlines() if not _APPENDIX.match(line))
+        lines = [line for line in said if any(map(str.isalnum, line))]  # no rulers
         ended = f"; it ended with exit code {self._child.exit_code}" if self._child.ended else ""
         last = self._secrets.hidden(lines[-1].strip())[:_TOLD_CHARACTERS].rstrip(".") if lines else ""
         return ended + (f"; its log ends in: {last}" if last else "; its log is empty")
