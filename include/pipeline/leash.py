@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _LINES = 40
 _SECONDS_TO_END = 10
+_SECONDS_TO_SAY = 1
 
 
 class LeashedProcess:
@@ -30,7 +31,8 @@ class LeashedProcess:
     lives as long as it does: a SIGKILL of this process ends both.
 
     With a `directory` the child is somebody's application, which works there: its output is kept as well, and `end`
-    ends whomever it started, too. Of those, who outlives a SIGKILL of this process is the application's own affair.
+    ends whomever it started, too, unless they left its session. Who of those outlives a SIGKILL of this process is the
+    application's own affair.
     """
 
     def __init__(self, argv: Sequence[str], environment: Mapping[str, str], *, directory: Path | None = None) -> None:
@@ -78,7 +80,7 @@ class LeashedProcess:
     @property
     def exit_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
-        return self._process.returncode if self.ended else None
+        return self._process.poll()
 
     @property
     def said(self) -> str:
@@ -89,12 +91,15 @@ class LeashedProcess:
         """Ask it to end; kill it if it does not."""
         if not self.ended:
             self._process.terminate()
-            if not self._ended.wait(_SECONDS_TO_END):
+            try:
+                self._process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
                 self._process.kill()
         if self._directory is not None:
             with contextlib.suppress(ProcessLookupError):  # nobody of its session is left
                 os.killpg(self._process.pid, signal.SIGKILL)
-        self._thread.join()
+        # Whoever left an application's session may hold its output for ever.
+        self._thread.join(None if self._directory is None else _SECONDS_TO_SAY)
 
     def _listen(self) -> None:
         try:

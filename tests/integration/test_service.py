@@ -400,6 +400,10 @@ UNSTARTED = {
     "no module": (("python", "-m", "nowhere"), f"{ENDS} 1; its log ends in: .*No module named nowhere$"),
     "never answers": (("python", "-c", "import time; time.sleep(60)"), "no answer: nobody listens; its log is empty$"),
     "no program": (("no-such-program", "--start"), "not started: this machine has no program no-such-program$"),
+    "leaves": (  # what a service manager wants, and nobody could end
+        ("python", "-c", "import os, time; os._exit(0) if os.fork() else (os.setsid(), time.sleep(5))"),
+        f"{ENDS} 0; its log is empty$",
+    ),
     "tells credentials": (
         ("python", "-c", f"{TELL} print('a', os.environ['PGPASSWORD'], os.environ['AWS_SECRET_ACCESS_KEY'])"),
         f"{ENDS} 0; its log ends in: a … …$",

@@ -154,9 +154,9 @@ class _Secrets:
                 with contextlib.suppress(OSError):  # what we cannot read, the application can not either
                     self.add(*re.split(r"[\s=]+", path.read_text(encoding="utf-8", errors="replace")))
 
-    def add(self, *words: str) -> None:
-        """Hide these as well, short ones excepted."""
-        self._words.update(word for word in words if len(word) >= _SHORTEST_SECRET)
+    def add(self, *words: str, shortest: int = _SHORTEST_SECRET) -> None:
+        """Hide these as well, unless they are shorter than that."""
+        self._words.update(word for word in words if len(word) >= shortest)
 
     def hidden(self, text: str) -> str:
         """The text without them."""
@@ -171,7 +171,6 @@ class _Answer:
     milliseconds: int
     body: bytes
     """Its beginning."""
-    length: int
 
 
 class _NoAnswer(Exception):
@@ -190,7 +189,7 @@ class _Probe:
         for name, path in service.files.items():
             try:
                 self._values[name] = (configuration / path).read_text(encoding="utf-8").strip()
-                secrets.add(self._values[name])
+                secrets.add(self._values[name], shortest=1)
             except (OSError, UnicodeDecodeError) as error:
                 why = error.strerror if isinstance(error, OSError) else "it is no text"
                 self._lacking[name] = f"the configuration's {path} cannot be read: {why}"
@@ -210,9 +209,11 @@ class _Probe:
             # The application is waited for, and so is no single answer of it.
             left = timedelta(seconds=max(_LOOK_SECONDS, deadline - time.monotonic()))
             passed, found = self._asked(name, request, within=min(left, self._service.answered_within))
-            if passed or self._child.ended or time.monotonic() > deadline:
+            if passed or self._child.exit_code is not None or time.monotonic() > deadline:
                 break
             self._child.wait_for_word(_LOOK_SECONDS)
+        if self._child.exit_code is not None:
+            self._hear("", answered=False)
         within = f" within {self._service.started_within.total_seconds():g} s of its start"
         found += "" if passed else self._last_words()
         return Check(name, request.ask, _expected(request) + within, found, passed=passed)
@@ -236,6 +237,8 @@ class _Probe:
             lacks, kept = _places(request, answer) if answer.status == request.status else ([], {})
             passed = answer.status == request.status and not lacks
             found = f"{answer.status} in {answer.milliseconds} ms" + (f" without {', '.join(lacks)}" if lacks else "")
+            if self._child.exit_code is not None:  # its port was taken before it came to it
+                passed, found = False, f"{found}, by somebody else"
         if passed:
             self._values |= kept
             self._secrets.add(*kept.values())
@@ -268,7 +271,8 @@ class _Probe:
             watch.start()
             connection.request(request.method, path, body=body, headers=headers)
             answer = connection.getresponse()
-            start, length = b"", 0
+            start = b""
+            length = 0
             while chunk := answer.read(_CHUNK_BYTES):
                 start += chunk[: _LARGEST_JSON - len(start)]
                 length += len(chunk)
@@ -284,7 +288,7 @@ class _Probe:
             connection.close()
         if over.is_set():
             raise _NoAnswer(f"{_NO_ANSWER} within {seconds:g} s, but its beginning")
-        return _Answer(answer.status, round((time.monotonic() - began) * 1000), start, length)
+        return _Answer(answer.status, round((time.monotonic() - began) * 1000), start)
 
     def _filled(self, value: Any) -> Any:
         """A JSON value with the names in its texts filled in."""
@@ -306,7 +310,7 @@ class _Probe:
         """What the application says about it, as the end of a sentence: that it ended, its last line."""
         said = (line for line in self._child.said.splitlines() if not _APPENDIX.match(line))
         lines = [line for line in said if any(map(str.isalnum, line))]  # no rulers
-        ended = f"; it ended with exit code {self._child.exit_code}" if self._child.ended else ""
+        ended = f"; it ended with exit code {code}" if (code := self._child.exit_code) is not None else ""
         last = self._secrets.hidden(lines[-1].strip())[:_TOLD_CHARACTERS].rstrip(".") if lines else ""
         return ended + (f"; its log ends in: {last}" if last else "; its log is empty")
 
