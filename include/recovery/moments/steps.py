@@ -17,6 +17,7 @@ from include.recovery.moments.plan import RecoveryPlan, iso
 from include.recovery.moments.restore import Chosen, Destinations, require_service
 from include.recovery.moments.restore import restore_to as restore_moment
 from include.recovery.scratch import APPLICATION
+from include.recovery.validation.recovered import EXPECTED
 from include.repository.catalog import Catalog
 from include.sources.postgres.relations import list_relations
 
@@ -31,7 +32,7 @@ def restore_to(
     """Carry a plan out; returns what was brought back, small enough for an XCom. Raises as `moment.restore_to`.
 
     What is not live comes as a copy to look at: the database belongs to the login that makes it. `scratch` is made, and
-    left to who removes it; it needs room for the cluster.
+    left to who removes it; it needs room for the cluster, and keeps what the validations expect, `expected.json`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     scratch.chmod(0o711)  # PostgreSQL does not run as root
@@ -48,6 +49,7 @@ def restore_to(
     with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
         restored = restore_moment(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)
         seconds = round(progress.usage().seconds, 1)
+    restored.expected.write(scratch / EXPECTED)
     facts: dict[str, Any] = {**restored.facts, "seconds": seconds, "warnings": restored.warnings}
     if database := restored.database:
         facts |= {
@@ -63,11 +65,6 @@ def restore_to(
         kept = configuration.kept_in
         facts |= {"commit": configuration.commit, "configuration_replaced": str(kept) if kept else None}
     return facts
-
-
-def validate(plan: RecoveryPlan, places: Places, restored: dict[str, Any]) -> dict[str, Any]:
-    """`look_at` the places of a plan; what it reaches, too (R5.2)."""
-    return {"reaches": iso(plan.reaches), "skew": str(plan.skew), **look_at(places, restored)}
 
 
 def look_at(places: Places, restored: dict[str, Any]) -> dict[str, Any]:
