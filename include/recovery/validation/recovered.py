@@ -38,16 +38,16 @@ class Expected:
     inventory: Inventory | None = None
     tables: tuple[str, ...] = ()
     """Those that came back, `schema.name`, where it was not all of the inventory's."""
-    constraints: tuple[str, ...] = ()
-    """What the source promises of its rows, as `list_constraints` tells it; empty where nobody noted it."""
     objects: int | None = None
     """How many came back."""
-    unheld: tuple[str, ...] = ()
-    """Keys that the database names and no backup holds: they were written after the last one, and are lost."""
     commit: str | None = None
     """Of the configuration."""
     left_out: tuple[str, ...] = field(default=())
     """What a copy to look at does without, and says so: roles, privileges, a foreign key to a table that stayed."""
+    constraints: tuple[str, ...] = ()
+    """What the source promises of its rows, as `list_constraints` tells it; empty where nobody noted it."""
+    unheld: tuple[str, ...] = ()
+    """Keys that the database names and no backup holds: they were written after the last one, and are lost."""
 
     def write(self, path: Path) -> None:
         """Write it for its owner alone; what was there is replaced whole."""
