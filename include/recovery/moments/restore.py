@@ -278,11 +278,12 @@ class _Restore:
     def _expect_database(self, live: LiveDatabase, database: RestoredDatabase) -> None:
         """What the recovered cluster says of itself; a part of it is some components' tables."""
         chosen = self._chosen.of(live.database_components())
+        tables = tuple(str(table) for part in live.plan if part.name in chosen for table in part.tables)
         self._restored.expected = replace(
             self._restored.expected,
-            inventory=live.inventory,
-            tables=tuple(str(table) for part in live.plan if part.name in chosen for table in part.tables),
-            constraints=live.constraints,
+            inventory=live.inventory if tables or not self._chosen else None,
+            tables=tables,
+            constraints=live.constraints if tables or not self._chosen else (),
             left_out=database.left_out,
         )
 

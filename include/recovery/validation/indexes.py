@@ -133,7 +133,7 @@ def _checked_by_amcheck(login: DatabaseLogin, *, install: bool) -> set[str]:
             done = subprocess.run(
                 [tools.pg_amcheck, "--heapallindexed", "--jobs=2", "--no-password"]
                 + (["--install-missing"] if install else []),
-                env={**child_environment(), **login.environment(APPLICATION)},
+                env={**child_environment(), **login.environment(APPLICATION), "PGCLIENTENCODING": "UTF8"},
                 capture_output=True,
                 text=True,
                 check=False,
