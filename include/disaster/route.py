@@ -93,15 +93,13 @@ def reopen_route(document: dict[str, Any], catalog: Catalog, policy: Policy) -> 
     return Route(full=catalog.get(BackupId.parse(document["full"])), because=document["because"])
 
 
-def go(
-    route: Route, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path, expected: Path
-) -> dict[str, Any]:
-    """Bring everything back along the route, and write down what must be there afterwards; raises what stopped it."""
+def go(route: Route, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path) -> dict[str, Any]:
+    """Bring everything back along the route; `scratch` keeps what must be there. Raises what stopped it."""
     if route.recovery is not None:
-        return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch, expected=expected)
+        return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch)
     assert route.full is not None  # noqa: S101
     with reading(catalog, [route.full.id], policy, what="disaster recovery"):
-        return restore_backup(route.full, catalog, policy, places=places, scratch=scratch, expected=expected)
+        return restore_backup(route.full, catalog, policy, places=places, scratch=scratch)
 
 
 def _newest_full(catalog: Catalog, target: Target) -> Manifest | None:

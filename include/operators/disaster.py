@@ -42,7 +42,6 @@ IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
 TIMES = "times"
 """The XCom in which a step says when it began and ended, however it ended."""
-EXPECTED = "expected.json"
 
 
 class Timed(BaseOperator):
@@ -216,7 +215,7 @@ class RestoreFromBackup(DisasterStep):
         catalog, scratch = _copy(here, declared.copy), run_directory(here, declared)
         scratch.mkdir(mode=0o711, exist_ok=True)
         route = reopen_route(_told_by(context, PLAN), catalog, here.policy)
-        return go(route, catalog, here.policy, places=places, scratch=scratch, expected=scratch / EXPECTED)
+        return go(route, catalog, here.policy, places=places, scratch=scratch)
 
 
 class CleanUp(DisasterStep):

@@ -54,7 +54,12 @@ class Surroundings:
     @cached_property
     def catalog(self) -> Catalog:
         """The primary bucket, and the keyring."""
-        return Catalog(self._bucket(self.policy.storage.primary), self.keyring)
+        return Catalog(self.backups, self.keyring)
+
+    @cached_property
+    def backups(self) -> store.Bucket:
+        """The primary bucket, for who needs no key."""
+        return self._bucket(self.policy.storage.primary)
 
     @cached_property
     def replica(self) -> Catalog:

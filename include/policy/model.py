@@ -218,8 +218,24 @@ class Service(Section):
         return requests
 
 
+class SchemaVersion(Section):
+    """Where the application's schema version is written: one value that the database tells, and a file of the
+    configuration that must say the same.
+    """
+
+    database: Statement
+    configuration: FileGlob
+
+
+class Expectations(Section):
+    """What must hold of the application, whatever moment came back (R5.2): a row of an `invariant` is a failure."""
+
+    schema_version: SchemaVersion
+    invariants: dict[Name, Statement]
+
+
 class Recovery(Section):
-    """R5.4 and R5.5. `rpo_alert` comes before the database's RPO is missed; `rpo_files` is the files' worst case.
+    """R5.2, R5.4 and R5.5. `rpo_alert` comes before the database's RPO is missed; `rpo_files` is the files' worst case.
 
     Recovered objects go to `objects_connection`; over what is live through the other two, which need not exist until
     they are needed.
@@ -233,6 +249,7 @@ class Recovery(Section):
     live_database_connection: Text
     live_objects_connection: Text
     service: Service
+    expectations: Expectations
 
     @field_validator("rpo_alert")
     @classmethod
@@ -447,7 +464,9 @@ class DatabaseSource(Section):
 
 
 class ObjectSource(Section):
-    """R2.2; each statement of `references` yields one column of the object keys that the database names."""
+    """R2.2; each statement of `references` yields the object keys that the database names, and may say their bytes in a
+    second column.
+    """
 
     tool: Literal["s3cmd"]
     connection: Text

@@ -12,15 +12,16 @@ from include.policy import Policy
 from include.recovery.configuration import restore_configuration
 from include.recovery.database import RestoredDatabase, restore_database, restore_part
 from include.recovery.moments.places import Places
-from include.recovery.moments.steps import tables_in
 from include.recovery.objects import return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
-from include.recovery.validation.recovered import Expected
+from include.recovery.scratch import APPLICATION
+from include.recovery.validation.recovered import EXPECTED, Expected
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.manifest import Manifest
 from include.sources.postgres.inventory import Inventory
+from include.sources.postgres.relations import list_relations
 
 
 def restore_backup(
@@ -30,13 +31,12 @@ def restore_backup(
     *,
     places: Places,
     scratch: Path,
-    expected: Path | None = None,
 ) -> dict[str, Any]:
     """Bring all of a backup back to its places; returns what came, small enough for an XCom. Raises what stopped it.
 
     Over what is live the database comes with its roles, and what was there is kept under another name. It is read where
-    it lies, so it must be readable: one in Glacier is retrieved first (`repository/cold.py`). What should be there
-    afterwards is written to `expected`.
+    it lies, so it must be readable: one in Glacier is retrieved first (`repository/cold.py`). `scratch` keeps what the
+    validations expect, `expected.json`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     label = f"restoring {manifest.id}"
@@ -61,8 +61,7 @@ def restore_backup(
             keep_as = path.with_name(kept_name(path.name)) if places.live else None
             facts["commit"] = restore_configuration(opened, path, keep_as=keep_as)
         facts["seconds"] = round(progress.usage().seconds, 1)
-        if expected is not None:
-            _expected(opened, places, facts, database.left_out if database else ()).write(expected)
+        _expected(opened, places, facts, database.left_out if database else ()).write(scratch / EXPECTED)
     return facts
 
 
@@ -86,7 +85,7 @@ def _expected(opened: OpenedBackup, places: Places, facts: dict[str, Any], left_
     inventory, tables = None, tuple[str, ...]()
     if "database" in facts and opened.has(INVENTORY):
         inventory = Inventory.from_json(json.loads(b"".join(opened.read(INVENTORY))))
-        tables = tables_in(places) if places.tables else ()
+        tables = _tables_in(places) if places.tables else ()
     return Expected(
         reaches=opened.manifest.consistency_point.time,
         inventory=inventory,
@@ -95,3 +94,11 @@ def _expected(opened: OpenedBackup, places: Places, facts: dict[str, Any], left_
         commit=facts.get("commit"),
         left_out=tuple(left_out),
     )
+
+
+def _tables_in(places: Places) -> tuple[str, ...]:
+    """What a part of a database consists of: each was compared when it came."""
+    assert places.server is not None  # noqa: S101 - a database came back to it
+    login = places.server.with_database(str(places.database))
+    with login.connect(application_name=APPLICATION, autocommit=True) as session:
+        return tuple(str(table) for table in list_relations(session).tables)

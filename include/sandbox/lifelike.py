@@ -39,6 +39,7 @@ who why window with word work would write year you your
 """.split()  # noqa: SIM905 - a list would be a page
 _NAMES = ("Ada", "Björn", "Chloé", "Dmitri", "Elif", "Fatima", "Grete", "Hiro", "İpek", "João")
 _LOCALES = ("en", "de", "fr", "ja", "pt", "tr")
+SCHEMA_VERSION = 7
 _MODELS = ("synapse-small", "synapse-large", "synapse-vision")
 _AGENTS = (
     "Mozilla/5.0 (X11; Linux x86_64)",
@@ -202,12 +203,13 @@ class Lifelike:
         for index, message in enumerate(
             ("Set the limits", "Offer the vision model", "Raise the upload limit"), start=1
         ):
+            schema = f"{SCHEMA_VERSION - 3 + index}\n"
             limits = f"upload_megabytes: {8 * index}\nchats_per_user: {rng.randrange(100, 900)}\n"
             models = "models:\n" + "".join(f"  - {model}\n" for model in _MODELS[:index])
             yield (
                 FIRST_DAY + timedelta(days=30 * index),
                 message,
-                {"settings/limits.yaml": limits, "settings/models.yaml": models},
+                {"settings/limits.yaml": limits, "settings/models.yaml": models, "settings/schema_version": schema},
             )
 
     def _count(self, full: int) -> int:
@@ -283,6 +285,7 @@ class Lifelike:
         for index in range(1, self._count(60) + 1):
             value = json.dumps({"value": rng.randrange(1_000), "unit": rng.choice(("seconds", "bytes", "items"))})
             yield f"{rng.choice(WORDS)}.{rng.choice(WORDS)}.{index}", value, _sentence(rng), self._moment(rng)
+        yield "schema.version", json.dumps(SCHEMA_VERSION), "The schema that the application runs on.", FIRST_DAY
 
     def _feature_flags(self) -> Iterator[Row]:
         rng = draw(self.seed, "feature_flags")

@@ -12,7 +12,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from include.recovery.objects import ReturnedObjects, require_empty, restore_obj
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.recovery.validation.recovered import Expected
 from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
@@ -98,7 +99,10 @@ class Chosen:
 
 @dataclass
 class RestoredMoment:
-    """What was brought back, and what was proved about it; `facts` are for people and programs."""
+    """What was brought back, and what was proved about it; `facts` are for people and programs.
+
+    `expected` is what the validations compare it with. It tells nothing of single tables, keys and files.
+    """
 
     plan: RecoveryPlan
     database: RestoredDatabase | None = None
@@ -107,8 +111,10 @@ class RestoredMoment:
     configuration: ReturnedFiles | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    inventory: Inventory | None = None
-    """Of the recovered cluster's database: what a copy of it must show."""
+    expected: Expected = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.expected = Expected(self.plan.reaches)
 
 
 def restore_to(
@@ -161,6 +167,8 @@ class _Restore:
         if places.configuration is not None and plan.configuration is not None:
             repository, files = map(self._opened, (plan.configuration.repository, plan.configuration.files))
             restored.configuration = self._restore_configuration(repository, files, places.configuration)
+            if restored.configuration is not None and not self._chosen:
+                restored.expected = replace(restored.expected, commit=restored.configuration.commit)
         restored.facts |= {"reached": iso(plan.reaches), "skew": str(plan.skew)}
         return restored
 
@@ -223,7 +231,8 @@ class _Restore:
             restored.facts |= self._validated(live, cluster)
             if places.database is not None and places.server is not None:
                 restored.database = self._copied(live, places.server, places.database)
-                restored.inventory = live.inventory
+                if restored.database is not None:
+                    self._expect_database(live, restored.database)
             named = live.named_objects
         if places.data_directory is not None:
             restored.data_directory = places.data_directory / DATA
@@ -260,6 +269,18 @@ class _Restore:
             return None
         return restore_part(
             live, server=server, name=name, scratch=self._scratch, components=components, tables=chosen.tables
+        )
+
+    def _expect_database(self, live: LiveDatabase, database: RestoredDatabase) -> None:
+        """What the recovered cluster says of itself; a part of it is some components' tables."""
+        chosen = self._chosen.of(live.database_components())
+        tables = tuple(str(table) for part in live.plan if part.name in chosen for table in part.tables)
+        self._restored.expected = replace(
+            self._restored.expected,
+            inventory=live.inventory if tables or not self._chosen else None,
+            tables=tables,
+            constraints=live.constraints if tables or not self._chosen else (),
+            left_out=database.left_out,
         )
 
     def _validated(self, live: LiveDatabase, cluster: RecoveredCluster) -> dict[str, Any]:
@@ -306,8 +327,10 @@ class _Restore:
                 under=chosen.under,
                 overwrite=overwrite,
             )
+        restored.expected = replace(restored.expected, objects=restored.objects.written + restored.objects.unchanged)
         if not chosen:
             missing = sorted(history.named - history.found)
+            restored.expected = replace(restored.expected, unheld=tuple(missing))
             restored.facts["objects_missing"] = len(missing)
             if missing:
                 restored.warnings.append(

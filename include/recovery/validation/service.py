@@ -57,25 +57,20 @@ _APPENDIX = re.compile(r"\s*(DETAIL|CONTEXT|STATEMENT|LINE \d+|HINT|QUERY)\b")
 """Lines in which PostgreSQL's errors repeat rows and statements."""
 
 
-class NothingToStart(BackupError):
-    """Not all of the application came back, so that it cannot be started."""
-
-
 def check_service_health(recovered: Recovered, policy: Policy, *, scratch: Path) -> Validation:
     """Start the application on what came back, and ask it what `recovery.service` of the policy lists (R5.2).
 
     The database takes a write; then each request is a check, until nothing more can be asked. What fails is named with
     the last line of the application's log, without secrets. The application works in a directory below `scratch`.
 
-    What it writes stays, and says that a probe wrote it. Raises `NothingToStart` when only a part came back.
+    What it writes stays, and says that a probe wrote it. Of a part nothing can be started: its database takes a write,
+    and that is all.
     """
+    began = datetime.now(UTC)
     database, bucket, configuration = recovered.database, recovered.bucket, recovered.configuration
     if not recovered.whole or database is None or bucket is None or configuration is None:
-        raise NothingToStart(
-            "The application cannot be started on a part of it: its database, objects and configuration are needed.",
-            mend="Recover all three for this validation, or leave it out.",
-        )
-    began = datetime.now(UTC)
+        part = (_takes_writes(database),) if database else ()
+        return Validation("service_health", began, datetime.now(UTC), part)
     service = policy.recovery.service
     secrets = _Secrets(policy, database, bucket, configuration)
     checks = [_takes_writes(database)]

@@ -135,9 +135,15 @@ WRONG = {
     ),
     "class's name": Wrong("    financial: 7 years", "    Financial: 7 years", "compliance.retention.Financial", "a-z"),
     "two statements": Wrong(
-        "- SELECT storage_key FROM public.attachments",
+        "- SELECT storage_key, bytes FROM public.attachments",
         "- DROP TABLE attachments",
         "sources.objects.references[0]",
+        "one SELECT",
+    ),
+    "an invariant that is no query": Wrong(
+        "SELECT FROM public.invoices WHERE amount < 0",
+        "amount >= 0",
+        "recovery.expectations.invariants.negative_invoice",
         "one SELECT",
     ),
     "audit record": Wrong("[who, what, when, where]", "[who, what, when]", "compliance.audit.records", "lacks where."),

@@ -75,7 +75,7 @@ def test_object_components_and_their_prefixes(policy: Policy) -> None:
         "media_files": ("media/",),
     }
     assert policy.sources.objects.tool == "s3cmd"
-    assert policy.sources.objects.references == ("SELECT storage_key FROM public.attachments",)
+    assert policy.sources.objects.references == ("SELECT storage_key, bytes FROM public.attachments",)
 
 
 @pytest.mark.requirement("R2.3")
