@@ -13,6 +13,9 @@ from include.operators.disaster import (
     IN_TURN,
     ActivatePlan,
     ApproveFailover,
+    CheckApplicationState,
+    CheckDataConsistency,
+    CheckServiceHealth,
     CleanUp,
     PlanRecovery,
     ReportDrill,
@@ -132,6 +135,11 @@ with DAG(
         fail_on_reject=True,  # else the report and the watcher are skipped with the rest
     )
     restore = RestoreFromBackup(**step("restore_from_backup"))
+    validations = [
+        CheckDataConsistency(**step("check_data_consistency"), restored_by="restore_from_backup"),
+        CheckApplicationState(**step("check_application_state"), restored_by="restore_from_backup"),
+        CheckServiceHealth(**step("check_service_health"), restored_by="restore_from_backup"),
+    ]
     clean = CleanUp(**step("clean_up")).as_teardown(on_failure_fail_dagrun=False)
     report = ReportDrill(
         task_id="report", steps=TASKS, doc_md="**R5.4, R5.5** Each step's time, RTO, RPO, each check: kept, and told."
@@ -141,7 +149,7 @@ with DAG(
     ).as_teardown(on_failure_fail_dagrun=False)
     watcher = Watcher(task_id=WATCHER, doc_md="Fails, and the run with it, when work *or* a teardown failed.")
 
-    activate >> switch >> locate >> approve >> restore >> clean
-    work = [activate, switch, locate, approve, restore, clean]
+    activate >> switch >> locate >> approve >> restore >> validations >> clean
+    work = [activate, switch, locate, approve, restore, *validations, clean]
     work >> report >> delivered
     work >> watcher

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,20 +13,23 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.operators import validation
 from include.operators.recovery import require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
+from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
     from include.disaster.declaration import Declaration
-    from include.disaster.history import Drill, StepTime
+    from include.disaster.history import Drill, Looked, StepTime
     from include.disaster.plan import DisasterPlan
     from include.monitoring.messages import Notification
     from include.operators.run import Surroundings
+    from include.pipeline.store import Bucket
     from include.recovery.moments.places import Places
     from include.repository.catalog import Catalog
 
@@ -37,7 +41,6 @@ ACTIVATE, SWITCH, PLAN, APPROVE, RESTORE, CLEAN_UP = (
     "restore_from_backup",
     "clean_up",
 )
-CHECKS = ("check_data_consistency", "check_application_state", "check_service_health")
 IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
 TIMES = "times"
@@ -205,6 +208,7 @@ class RestoreFromBackup(DisasterStep):
 
     def step(self, here: Surroundings, plan: DisasterPlan, context: Context) -> Facts:
         """What was brought back, and where to."""
+        from include.disaster.isolation import directory  # noqa: PLC0415
         from include.disaster.route import go, reopen_route  # noqa: PLC0415
 
         declared = told_declaration(context)
@@ -215,7 +219,39 @@ class RestoreFromBackup(DisasterStep):
         catalog, scratch = _copy(here, declared.copy), run_directory(here, declared)
         scratch.mkdir(mode=0o711, exist_ok=True)
         route = reopen_route(_told_by(context, PLAN), catalog, here.policy)
-        return go(route, catalog, here.policy, places=places, scratch=scratch)
+        facts = go(route, catalog, here.policy, places=places, scratch=scratch)
+        to = plan.sites[declared.site] if declared.site else plan.drills
+        Restored(
+            about=f"{declared.mode} {declared.run}: {declared.scenario} from the {declared.copy}",
+            directory=directory(declared.run),
+            database_connection=to.database_connection if "database" in facts else None,
+            database=facts.get("database"),
+            objects_connection=to.objects_connection if "objects" in facts else None,
+            objects_prefix=places.prefix,
+            configuration=str(places.configuration) if "commit" in facts else None,
+            whole={"database", "objects", "commit"} <= facts.keys() and not places.tables,
+        ).leave(context)
+        return facts
+
+
+class OfTheCopy(Timed):
+    """A validation whose page is kept in the copy that the run reads from: the other one may be lost."""
+
+    def kept_in(self, here: Surroundings, context: Context) -> Bucket:
+        """The bucket of that copy."""
+        return here.backups_in(told_declaration(context).copy)
+
+
+class CheckDataConsistency(OfTheCopy, validation.CheckDataConsistency):
+    """Rows and digests, keys, foreign keys, sequences and indexes (R5.2)."""
+
+
+class CheckApplicationState(OfTheCopy, validation.CheckApplicationState):
+    """Every object that the database names, the commit, the schema version, the invariants (R5.2)."""
+
+
+class CheckServiceHealth(OfTheCopy, validation.CheckServiceHealth):
+    """The application is started on what came back, and used (R5.2)."""
 
 
 class CleanUp(DisasterStep):
@@ -310,8 +346,19 @@ class ReportDrill(Teller):
             promised_rpo_files=round(recovery.rpo_files.total_seconds()),
             forecast_seconds=route.get("forecast_seconds"),
             steps=tuple(times),
-            checks=(),
+            checks=tuple(self._looked(here, context)),
         )
+
+    def _looked(self, here: Surroundings, context: Context) -> Iterator[Looked]:
+        """Every check of the run; of a task that was cleared those of its last try."""
+        from include.disaster.history import Looked  # noqa: PLC0415
+        from include.recovery.validation.kept import validations  # noqa: PLC0415
+
+        ti, bucket = context["ti"], _copy(here, told_declaration(context).copy).bucket
+        newest = {each.kind: each for each in validations(bucket, dag=ti.dag_id, run=ti.run_id)}
+        for each in newest.values():
+            for check in each.checks:
+                yield Looked(kind=each.kind, **asdict(check))
 
     def _time(self, context: Context, task: str) -> StepTime:
         from include.disaster.history import StepTime  # noqa: PLC0415
@@ -338,7 +385,7 @@ class ReportDrill(Teller):
 
 def _healthy(times: Sequence[StepTime]) -> datetime | None:
     """When the last validation found everything well: of a single table there is no service to start."""
-    looked = [time for time in times if time.task in CHECKS]
+    looked = [time for time in times if time.task in VALIDATIONS]
     ended = [time.ended for time in looked if time.state == "success" and time.ended]
     return max(ended) if ended and all(time.state in ("success", "skipped") for time in looked) else None
 
