@@ -17,7 +17,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from include.backup.sizes import Sizes, shrunk
-from include.disaster.signs import CHANGED, many_changes, rewritten_log, stopped_compressing
+from include.disaster.signs import changed_many, may_have_changed_many, rewritten_log, stopped_compressing
 from include.errors import BackupError
 from include.pipeline.progress import Progress
 from include.pipeline.store import ObjectMissing, ObjectVersion
@@ -300,6 +300,7 @@ class _Content:
         self._catalog, self._policy, self._progress = catalog, policy, Progress("looking for the last good backup")
         self._sound: list[Manifest] = []
         self._sizes: dict[str, Sizes] = {}
+        self._keys: dict[str, frozenset[str]] = {}
 
     def signs(self, manifest: Manifest, verification: Verification) -> list[_Sign]:
         """What looks wrong with it. What somebody accepted, saying why, is not weighed again, and begins anew."""
@@ -331,34 +332,47 @@ class _Content:
             yield from (f"suddenly smaller, {words}" for words in less)
 
     def _of_increment(self, manifest: Manifest) -> Iterator[str]:
-        before, verification = self._before("incremental"), self._policy.verification
-        whole = [found[0] for type_ in ("full", "snapshot") if (found := self._before(type_))]
-        yield from rewritten_log(manifest, whole, verification)
-        if (many := many_changes(manifest, before, whole, verification)) is None:
+        verification = self._policy.verification
+        snapshots = self._before("snapshot")
+        yield from rewritten_log(manifest, snapshots[0] if snapshots else None, verification)
+        listing = self._listing_before(manifest)
+        if listing is None or not may_have_changed_many(manifest, listing.objects.objects, verification):
             return
         try:
-            known, touched = self._touched(manifest, max(whole, key=_point))
+            there, touched = self._touched(manifest)
+            usually = [self._touched(one)[1] for one in self._before("incremental")]
         except BackupError as unreadable:
-            yield f"{many}; which ones cannot be read: {unreadable.what}"
+            yield f"which of its many changes of objects are of old ones cannot be read: {unreadable.what}"
             return
-        if touched >= CHANGED * known:
-            yield f"{touched:,} of the {known:,} objects that were there were changed or deleted in one increment"
+        yield from changed_many(touched, there, usually)
 
-    def _touched(self, manifest: Manifest, listing: Manifest) -> tuple[int, int]:
+    def _touched(self, manifest: Manifest) -> tuple[int, int]:
         """How many objects there were, by the last whole listing and the increments since; how many it touches."""
-        opened = self._opened(listing)
-        known = {entry.key for name in opened.object_components() for entry in opened.objects(name)}
+        if (listing := self._listing_before(manifest)) is None:
+            return 0, 0
+        known = set(self._listed(listing))
         for one in self._sound:
-            if one.type == "incremental" and _point(one) > _point(listing):
+            if one.type == "incremental" and _point(listing) < _point(one) < _point(manifest):
                 known |= self._changed(one)
         return len(known), len(known & self._changed(manifest))
 
-    def _changed(self, manifest: Manifest) -> set[str]:
-        opened = self._opened(manifest)
-        names = {
-            artifact.name for artifact in manifest.artifacts if artifact.name == object_changes(artifact.component)
-        }
-        return {line.key for name in names for line in parse_changes(opened.read(name))}
+    def _listing_before(self, manifest: Manifest) -> Manifest | None:
+        whole = [one for one in self._sound if one.type != "incremental" and _point(one) < _point(manifest)]
+        return max(whole, key=_point, default=None)
+
+    def _listed(self, manifest: Manifest) -> frozenset[str]:
+        if manifest.id not in self._keys:
+            opened = self._opened(manifest)
+            names = opened.object_components()
+            self._keys[manifest.id] = frozenset(entry.key for name in names for entry in opened.objects(name))
+        return self._keys[manifest.id]
+
+    def _changed(self, manifest: Manifest) -> frozenset[str]:
+        if manifest.id not in self._keys:
+            opened = self._opened(manifest)
+            names = [one.name for one in manifest.artifacts if one.name == object_changes(one.component)]
+            self._keys[manifest.id] = frozenset(line.key for name in names for line in parse_changes(opened.read(name)))
+        return self._keys[manifest.id]
 
     def _before(self, type_: BackupType) -> list[Manifest]:
         """The last sound ones of a type, newest first."""

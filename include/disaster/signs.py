@@ -21,10 +21,9 @@ _STORED = 1.5
 """Content stopped compressing: its size compressed went a tenth of the way to its size, and is half as much again as it
 would be if every byte that was added did not compress at all. A quarter of it encrypted is about as much; a day of
 uploading photographs, or one of writing, is not."""
-_LOG_SHARE, _LOG_MOVED = 0.25, 0.2
-"""Of a window's log: as many bytes stored as a quarter of the database's, and a fifth of the way less compressed."""
-CHANGED = 0.25
-_CHANGED_USUALLY = 3
+_LOG_SHARE, _LOG_MOVED = 0.25, 0.25
+"""Of a window's log: as many bytes stored as a quarter of the cluster's, and a quarter of the way less compressed."""
+_CHANGED, _CHANGED_USUALLY = 0.25, 3
 """Of an increment's objects: so large a share of all that there are, and so many times what is usual."""
 CLUSTER = "the cluster"
 
@@ -81,39 +80,33 @@ def stopped_compressing(now: Manifest, before: Sequence[Manifest], policy: Verif
             )
 
 
-def rewritten_log(now: Manifest, whole: Sequence[Manifest], policy: Verification) -> Iterator[str]:
-    """That a window's log is of a mass of incompressible rows, beside the last `whole` backups of the database."""
-    databases = [sum(_databases(manifest), Weight()) for manifest in whole]
-    databases = [database for database in databases if database.stored]
-    if now.wal is None or not databases or now.wal.stored_bytes < policy.shrunk_from_bytes:
+def rewritten_log(now: Manifest, base: Manifest | None, policy: Verification) -> Iterator[str]:
+    """That a window's log is of a mass of incompressible rows, beside the last snapshot's `base`: both are pages."""
+    pages = weights(base).get(CLUSTER) if base else None
+    if now.wal is None or pages is None or now.wal.stored_bytes < policy.shrunk_from_bytes:
         return
     log = Weight(now.wal.raw_bytes, now.wal.stored_bytes)
-    stored, ratio = min(one.stored for one in databases), max(one.ratio for one in databases)
-    if log.stored >= _LOG_SHARE * stored and _moved(log.ratio, ratio) >= _LOG_MOVED:
+    if log.stored >= _LOG_SHARE * pages.stored and _moved(log.ratio, pages.ratio) >= _LOG_MOVED:
         yield (
-            f"its log is {log.stored / 1e6:,.1f} MB, {log.stored / stored:.0%} of what the whole database takes, and "
-            f"compresses to {log.ratio:.0%} where the database does to {ratio:.0%}"
+            f"its log takes {log.stored / 1e6:,.1f} MB, {log.stored / pages.stored:.0%} of what the whole cluster "
+            f"does, and compresses to {log.ratio:.0%} where that does to {pages.ratio:.0%}"
         )
 
 
-def many_changes(
-    now: Manifest, before: Sequence[Manifest], whole: Sequence[Manifest], policy: Verification
-) -> str | None:
-    """That so many objects changed within an increment that it has to be looked at which; `whole` list all of them."""
-    there = max((manifest.objects.objects for manifest in whole), default=0)
+def may_have_changed_many(now: Manifest, there: int, policy: Verification) -> bool:
+    """Whether an increment has so many versions and deletions that it is worth to look which, `there` being objects."""
     changed = now.objects.objects + now.objects.deleted
-    usual = median([one.objects.objects + one.objects.deleted for one in before]) if before else 0
-    if there < policy.shrunk_from_items or changed < CHANGED * there or changed < _CHANGED_USUALLY * usual:
-        return None
-    return f"{changed:,} versions and deletions of objects in one increment, where {there:,} objects are"
+    return there >= policy.shrunk_from_items and changed >= _CHANGED * there
 
 
-def _databases(manifest: Manifest) -> Iterator[Weight]:
-    found = weights(manifest)
-    if CLUSTER in found:
-        yield found[CLUSTER]
-    else:
-        yield from (weight for name, weight in found.items() if not name.startswith("objects of "))
+def changed_many(touched: int, there: int, usually: Sequence[int]) -> Iterator[str]:
+    """That an increment changed or deleted suddenly many of the objects that were `there` before it."""
+    usual = median(usually) if usually else 0
+    if touched >= _CHANGED * there and touched >= _CHANGED_USUALLY * usual:
+        yield (
+            f"{touched:,} of the {there:,} objects that were there were changed or deleted in one increment, where "
+            f"{round(usual):,} are usual"
+        )
 
 
 def _moved(now: float, usual: float) -> float:
