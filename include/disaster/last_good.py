@@ -61,6 +61,9 @@ class Doubted:
     time: datetime
     reasons: tuple[str, ...]
 
+    def __str__(self) -> str:
+        return f"{self.id}, of {iso(self.time)}: {'; '.join(self.reasons)}"
+
 
 @dataclass(frozen=True)
 class Weighed:
@@ -83,7 +86,7 @@ class LastGood:
         """For people: what is good, and why not what is newer."""
         yield f"last good      {self.backup.id}, of {iso(self.backup.consistency_point.time)}"
         for one in self.doubted:
-            yield f"in doubt       {one.id}, of {iso(one.time)}: {'; '.join(one.reasons)}"
+            yield f"in doubt       {one}"
 
 
 class Trusted(Catalog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def restore_backup(
     with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
         progress.expect(manifest.raw_bytes)
         opened = OpenedBackup(catalog, manifest, policy=policy.pipeline, progress=progress)
+        phases: dict[str, float] = {}
+        began = time.monotonic()
         database = _database(opened, places, scratch)
         if database:
             facts |= {
@@ -53,13 +56,19 @@ def restore_backup(
                 "left_out": len(database.left_out),
                 "database_replaced": database.replaced,
             }
+            phases["restore"] = time.monotonic() - began
         if places.bucket:
+            began = time.monotonic()
             returned = return_objects(opened, places.bucket, under=places.prefix, overwrite=places.live)
             facts |= {"objects": returned.written, "objects_unchanged": returned.unchanged}
+            phases["objects"] = time.monotonic() - began
         if places.configuration:
+            began = time.monotonic()
             path = places.configuration
             keep_as = path.with_name(kept_name(path.name)) if places.live else None
             facts["commit"] = restore_configuration(opened, path, keep_as=keep_as)
+            phases["configuration"] = time.monotonic() - began
+        facts["phases"] = {phase: round(seconds, 2) for phase, seconds in phases.items()}
         facts["seconds"] = round(progress.usage().seconds, 1)
         if expected is not None:
             _expected(opened, places, facts, database.left_out if database else ()).write(expected)
