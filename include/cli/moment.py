@@ -11,16 +11,26 @@ from rich.markup import escape
 
 from include.cli.place import Place, scratch_directory
 from include.cli.printing import ERR, OUT, print_json, progress_bar
+from include.recovery.moments.places import Places
 from include.recovery.moments.plan import EVERYTHING, What, iso
 from include.recovery.moments.planning import Target, plan_recovery
 from include.recovery.moments.restore import Chosen, Destinations, RestoredMoment, restore_to
+from include.recovery.moments.steps import tables_in
 from include.recovery.selection import some_of
+from include.recovery.validation.recovered import Expected
 
 
 def restore_moment(
-    place: Place, target: str, into: Destinations, chosen: Chosen, *, only_plan: bool, as_json: bool
+    place: Place,
+    target: str,
+    into: Destinations,
+    chosen: Chosen,
+    *,
+    only_plan: bool,
+    as_json: bool,
+    expected: Path | None = None,
 ) -> None:
-    """Plan, tell the plan, and bring the moment back unless only the plan is asked for."""
+    """Plan, tell the plan, and bring the moment back unless only the plan is asked for; write down what it must be."""
     what = _what(into, only_plan=only_plan)
     aim = Target.parse(target)
     catalog, policy = place.catalog(), place.policy()
@@ -37,6 +47,8 @@ def restore_moment(
         with progress_bar(f"recovering to {iso(plan.reaches)}", plan.raw_bytes, as_json) as progress:
             restored = restore_to(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)
             seconds = round(progress.usage().seconds, 1)
+    if expected is not None:
+        what_to_expect(restored, into, chosen).write(expected)
     facts = restored_facts(restored)
     if as_json:
         print_json({**facts, "seconds": seconds})
@@ -59,6 +71,21 @@ def _what(into: Destinations, *, only_plan: bool) -> tuple[What, ...]:
             "Name at least one of --database, --data-directory, --objects and --configuration; or --plan."
         )
     return what or EVERYTHING
+
+
+def what_to_expect(restored: RestoredMoment, into: Destinations, chosen: Chosen) -> Expected:
+    """What the validations compare with, by the recovered cluster's own word."""
+    objects, tables = restored.objects, tuple[str, ...]()
+    if restored.database is not None and chosen:
+        tables = tables_in(Places(into.server, restored.database.name, None, "", None, (), live=False, run=""))
+    return Expected(
+        reaches=restored.plan.reaches,
+        inventory=restored.inventory,
+        tables=tables,
+        objects=objects.written + objects.unchanged if objects else None,
+        commit=restored.configuration.commit if restored.configuration else None,
+        left_out=restored.database.left_out if restored.database else (),
+    )
 
 
 def restored_facts(restored: RestoredMoment) -> dict[str, Any]:

@@ -132,6 +132,24 @@ def restore(
             rich_help_panel=OVER,
         ),
     ] = False,
+    to_look_at: Annotated[
+        bool,
+        typer.Option(
+            "--to-look-at",
+            help="The database as a copy to look at: it belongs to the login, which need not be a superuser's, and "
+            "comes without roles and privileges.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = False,
+    expected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write down what must be there afterwards, for `validate`. Keep it to yourself: a digest of a small "
+            "table tells its content.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = None,
     despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -169,15 +187,16 @@ def restore(
             server=server() if database else None,
             database=database,
             data_directory=absolute(data_directory),
-            objects=_bucket(context.obj, objects, objects_endpoint_url, objects_profile) if objects else None,
+            objects=objects_bucket(context.obj, objects, objects_endpoint_url, objects_profile) if objects else None,
             configuration=absolute(configuration),
             overwrite=overwrite,
+            owned=not to_look_at,
         )
         chosen = Chosen(asked.components, asked.tables, asked.keys, asked.prefixes, asked.files, asked.under)
-        restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json)
+        restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json, expected=absolute(expected))
         return
-    if only_plan or data_directory:
-        raise typer.BadParameter("--plan and --data-directory go with --to.")
+    if only_plan or data_directory or to_look_at or expected:
+        raise typer.BadParameter("--plan, --data-directory, --to-look-at and --expected go with --to.")
     asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_sound_backup(catalog, str(backup), despite=despite)
@@ -196,7 +215,7 @@ def restore(
         if database:
             facts["database"] = _database(opened, asked, database, scratch)
         if objects:
-            target = _bucket(context.obj, objects, objects_endpoint_url, objects_profile)
+            target = objects_bucket(context.obj, objects, objects_endpoint_url, objects_profile)
             facts["objects"] = _objects(opened, asked, target)
         facts["seconds"] = round(progress.usage().seconds, 1)
     if as_json:
@@ -305,7 +324,8 @@ def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> 
     }
 
 
-def _bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:
+def objects_bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:
+    """The bucket for objects that the options name: where the backups are, unless they say otherwise."""
     return Bucket(
         boto3.Session(profile_name=profile),
         name,

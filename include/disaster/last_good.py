@@ -339,7 +339,9 @@ class _Content:
         snapshots = self._before("snapshot")
         yield from rewritten_log(manifest, snapshots[0] if snapshots else None, verification)
         listing = self._listing_before(manifest)
-        if listing is None or not may_have_changed_many(manifest, listing.objects.objects, verification):
+        if listing is None:
+            return
+        if not may_have_changed_many(manifest, listing, self._between(listing, manifest), verification):
             return
         try:
             there, touched = self._touched(manifest)
@@ -354,14 +356,17 @@ class _Content:
         if (listing := self._listing_before(manifest)) is None:
             return 0, 0
         known = set(self._listed(listing))
-        for one in self._sound:
-            if one.type == "incremental" and _point(listing) < _point(one) < _point(manifest):
-                known |= self._changed(one)
+        for one in self._between(listing, manifest):
+            known |= self._changed(one)
         return len(known), len(known & self._changed(manifest))
 
     def _listing_before(self, manifest: Manifest) -> Manifest | None:
         whole = [one for one in self._sound if one.type != "incremental" and _point(one) < _point(manifest)]
         return max(whole, key=_point, default=None)
+
+    def _between(self, listing: Manifest, manifest: Manifest) -> list[Manifest]:
+        increments = (one for one in self._sound if one.type == "incremental")
+        return [one for one in increments if _point(listing) < _point(one) < _point(manifest)]
 
     def _listed(self, manifest: Manifest) -> frozenset[str]:
         if manifest.id not in self._keys:

@@ -93,10 +93,15 @@ def rewritten_log(now: Manifest, base: Manifest | None, policy: Verification) ->
         )
 
 
-def may_have_changed_many(now: Manifest, there: int, policy: Verification) -> bool:
-    """Whether an increment has so many versions and deletions that it is worth to look which, `there` being objects."""
+def may_have_changed_many(now: Manifest, listing: Manifest, between: Sequence[Manifest], policy: Verification) -> bool:
+    """Whether an increment has so many versions and deletions of objects that it is worth to look of which.
+
+    `listing` is the last that lists all objects, and `between` are the increments since.
+    """
+    there = listing.objects.objects
+    at_most = there + sum(one.objects.objects for one in between)
     changed = now.objects.objects + now.objects.deleted
-    return there >= policy.shrunk_from_items and changed >= _CHANGED * there
+    return at_most >= policy.shrunk_from_items and changed >= _CHANGED * there
 
 
 def changed_many(touched: int, there: int, usually: Sequence[int]) -> Iterator[str]:
