@@ -21,8 +21,8 @@ _STORED = 1.5
 """Content stopped compressing: its size compressed went a tenth of the way to its size, and is half as much again as it
 would be if every byte that was added did not compress at all. A quarter of it encrypted is about as much; a day of
 uploading photographs, or one of writing, is not."""
-_LOG_SHARE, _LOG_MOVED = 0.25, 0.25
-"""Of a window's log: as many bytes stored as a quarter of the cluster's, and a quarter of the way less compressed."""
+_LOG_SHARE, _LOG_MOVED = 0.25, 0.15
+"""Of a window's log: as many bytes stored as a quarter of the cluster's, and a seventh of the way less compressed."""
 _CHANGED, _CHANGED_USUALLY = 0.25, 3
 """Of an increment's objects: so large a share of all that there are, and so many times what is usual."""
 CLUSTER = "the cluster"
