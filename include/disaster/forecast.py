@@ -58,12 +58,12 @@ class Cost:
 # `steps` and `service_health`, of which there is one, and of `application_state`, which are objects.
 COSTS: Mapping[Phase, Cost] = {
     "steps": Cost(30.0, 0.0),
-    "unpack": Cost(0.5, 1 / 113e6),
-    "replay": Cost(1.2, 1 / 69e6),
-    "copy": Cost(3.0, 1 / 20e6),
-    "restore": Cost(2.5, 1 / 10e6),
-    "objects": Cost(0.5, 1 / 30e6),
-    "configuration": Cost(0.5, 1 / 50e6),
+    "unpack": Cost(0.25, 1 / 250e6),
+    "replay": Cost(0.1, 1 / 140e6),
+    "copy": Cost(0.8, 1 / 75e6),
+    "restore": Cost(0.4, 1 / 45e6),
+    "objects": Cost(0.3, 1 / 40e6),
+    "configuration": Cost(0.07, 1 / 50e6),
     "data_consistency": Cost(15.0, 1 / 40e6),
     "application_state": Cost(15.0, 0.004),
     "service_health": Cost(5.0, 0.0),
