@@ -54,8 +54,9 @@ umask 077
 """
 _FRAME = """\
 # TO_LOOK_AT=yes brings the database without its owners and privileges: then the login need not be a superuser's.
+# UNTIL=plan_recovery, or another step, ends behind it: to look at the plan first.
 # OBJECTS_ENDPOINT_URL and OBJECTS_PROFILE are of the bucket for the objects, when it is elsewhere than the backups.
-: "${TO_LOOK_AT:=}" "${REPLACE:=}" "${OBJECTS_ENDPOINT_URL:=}" "${OBJECTS_PROFILE:=}"
+: "${TO_LOOK_AT:=}" "${REPLACE:=}" "${OBJECTS_ENDPOINT_URL:=}" "${OBJECTS_PROFILE:=}" "${UNTIL:=}"
 : "${PYTHON:=python3}" "${PROJECT:=$PWD}"
 : "${EXPECTED:=$PWD/expected.json}" "${LOG:=$PWD/break-glass.log}"
 EXPECTED=$(realpath -m -- "$EXPECTED") LOG=$(realpath -m -- "$LOG")
@@ -67,7 +68,12 @@ NAME='' UNDO=''
 now() { date -u +%Y-%m-%dT%H:%M:%S.%3NZ; }
 say() { printf '%s\\n' "$*" | tee -a -- "$LOG"; }
 begin() { NAME=$1 UNDO=$3 BEGAN=$(now); printf '\\n%s: %s\\n' "$1" "$2"; }
-end() { say "step $NAME $BEGAN $(now)"; NAME=''; }
+end() {
+    local last=$NAME
+    say "step $NAME $BEGAN $(now)"
+    NAME=''
+    [[ $last != "$UNTIL" ]] || exit 0
+}
 ended() {
     local status=$?
     [[ -z $NAME ]] || { say "failed $NAME $BEGAN $(now)"; echo "$NAME failed. When it fails: $UNDO." >&2; }
@@ -111,7 +117,9 @@ def run_break_glass(
 ) -> tuple[StepRun, ...]:
     """Run a script as a person would, with `environment` and nothing of ours; returns its steps, in their order.
 
-    It is gone when this returns, with whatever it started. Raises `BreakGlassFailed` with the end of what it said.
+    The environment holds what the script asks for: the store's and the keys' credentials, libpq's variables, PYTHON,
+    the places, EXPECTED; for a drill TO_LOOK_AT=yes, and UNTIL, where others validate. Objects with credentials of
+    their own have a profile (OBJECTS_PROFILE, in the file that AWS_SHARED_CREDENTIALS_FILE names). It is gone when this returns, with whatever it started. Raises `BreakGlassFailed` with the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="break-glass-", dir=scratch) as directory:
         path, log, output = (Path(directory) / name for name in ("recover.sh", "steps.log", "output.txt"))

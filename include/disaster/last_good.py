@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 
@@ -25,27 +25,28 @@ from include.policy import Policy
 from include.recovery.moments.plan import iso
 from include.recovery.moments.reach import base_of, point_lsn, read_reach
 from include.recovery.opened import OpenedBackup
-from include.repository.catalog import Catalog, Entry
+from include.repository.catalog import Catalog, Entry, oldest
 from include.repository.contents import INVENTORY, object_changes
 from include.repository.layout import (
+    KEYS,
     MANIFESTS,
     PACKS,
     ROLLING_TYPES,
     VERIFICATION,
     WAL,
+    BackupId,
     BackupType,
     named_by,
 )
 from include.repository.manifest import Manifest, ManifestRefused
-from include.repository.references import Reference, references
+from include.repository.references import Reference, envelope_prefixes, references
 from include.repository.retention_run import last_run
 from include.repository.tombstones import read_tombstones
-from include.repository.verification import INTEGRITY, SIZES, Verification, told
+from include.repository.verification import INTEGRITY, SIZES, Record, RecordRefused, Verification, told
 from include.sources.objects import parse_changes
 
 log = logging.getLogger(__name__)
 
-_STAMP = "%Y%m%dT%H%M%S.%fZ"
 _TOLD = 3
 
 
@@ -136,7 +137,7 @@ def weigh_backups(catalog: Catalog, policy: Policy) -> tuple[Weighed, ...]:
     for entry in entries:
         version = manifests[entry.key]
         if entry.manifest is None:
-            named = named_by(entry.key.rpartition("/")[2].removesuffix(".json"))
+            named = _named(entry.key)
             time = named.moment if named else version.modified
             sign = _Sign(f"its manifest is refused: {entry.refused}", version.modified)
             looked.append(_Looked(str(named or entry.key), time, None, [sign]))
@@ -182,7 +183,7 @@ def _spread(looked: Iterable[_Looked]) -> Iterator[Weighed]:
 def _tampered(
     catalog: Catalog, manifest: Manifest, verification: Verification, version: ObjectVersion, listing: _Listing
 ) -> Iterator[_Sign]:
-    """Its proofs, its manifest, and every object that it names."""
+    """Its proofs, its manifest, every object that it names, and the keys that open them."""
     for record in verification.failed:
         since = _whole_until(catalog, manifest) if record.proof == INTEGRITY else manifest.consistency_point.time
         yield _Sign(f"its verification failed: {told(record)}", since)
@@ -194,6 +195,7 @@ def _tampered(
     for reference in references(manifest):
         if (found := listing.wrong(reference)) is not None:
             wrong.append(found)
+    wrong += [found for prefix in sorted(envelope_prefixes(manifest)) if (found := listing.locked_out(prefix))]
     if wrong:
         dated = [when for _, when in wrong if when is not None]
         since = min(dated) if len(dated) == len(wrong) else _whole_until(catalog, manifest)
@@ -231,17 +233,33 @@ def _vanished(catalog: Catalog, there: Collection[str]) -> Iterator[_Looked]:
     if (run := last_run(bucket, keyring)) is not None:
         deleted |= {each.backup for each in run.deleted}
         for key in run.manifests:
-            if (named := named_by(key.rpartition("/")[2].removesuffix(".json"))) is not None:
+            if (named := _named(key)) is not None:
                 seen[str(named)] = run.when
-    for version in bucket.versions(VERIFICATION):
-        _, backup, name = version.key.split("/", 2)
-        if (when := _stamp(name)) is not None and not version.deleted:
-            seen[backup] = max(when, seen.get(backup, when))
+    for version in oldest(bucket.versions(VERIFICATION)):
+        backup = version.key.removeprefix(VERIFICATION).partition("/")[0]
+        if _is_missed(backup, there, deleted) and (record := _record(catalog, version)) is not None:
+            seen[backup] = max(record.when, seen.get(backup, record.when))
     for backup, when in seen.items():
-        named = named_by(backup)
-        if named is None or named.type not in ROLLING_TYPES or named.manifest_key in there or backup in deleted:
-            continue
-        yield _Looked(backup, named.moment, None, [_Sign(f"its manifest is gone; on {iso(when)} it was there", when)])
+        if _is_missed(backup, there, deleted) and (named := named_by(backup)) is not None:
+            words = f"its manifest is gone; on {iso(when)} it was there"
+            yield _Looked(backup, named.moment, None, [_Sign(words, when)])
+
+
+def _is_missed(backup: str, there: Collection[str], deleted: Collection[str]) -> bool:
+    """Whether nothing commits it any more, and nobody deleted it by the policy."""
+    named = named_by(backup)
+    return (
+        named is not None and named.type in ROLLING_TYPES and named.manifest_key not in there and backup not in deleted
+    )
+
+
+def _record(catalog: Catalog, version: ObjectVersion) -> Record | None:
+    """A genuine record; who may only write into the bucket cannot make a backup be missed that never was."""
+    try:
+        stored = catalog.bucket.read(version.key, version_id=version.version_id)
+        return Record.open(stored, catalog.keyring, key=version.key)
+    except (RecordRefused, ObjectMissing):
+        return None
 
 
 class _Listing:
@@ -253,9 +271,16 @@ class _Listing:
         self._hidden: dict[str, datetime] = {}
         self._rewritten: dict[str, tuple[ObjectVersion, ObjectVersion]] = {}
         self._digests: dict[str, str] = {}
+        self._opened: set[str] = set()
         for prefix in (*(f"{type_}/" for type_ in ROLLING_TYPES), PACKS, WAL):
             for key, found in groupby(self._bucket.versions(prefix), key=attrgetter("key")):
                 self._note(key, list(found))
+        for newest in _newest(self._bucket.versions(KEYS)):
+            prefix = newest.key.rpartition("/")[0] + "/"
+            if newest.deleted:
+                self._hidden[prefix] = newest.modified
+            else:
+                self._opened.add(prefix)
 
     def wrong(self, reference: Reference) -> tuple[str, datetime | None] | None:
         """What is wrong with an object that a manifest names, and since when, where that is known."""
@@ -270,6 +295,13 @@ class _Listing:
         if size != reference.stored_bytes:
             return f"{key} has {size:,} bytes, not {reference.stored_bytes:,}", None
         return None
+
+    def locked_out(self, prefix: str) -> tuple[str, datetime | None] | None:
+        """That no wrap of a data key is left under a prefix, and since when, where that is known."""
+        if prefix in self._opened:
+            return None
+        hidden = self._hidden.get(prefix)
+        return f"no key is left below {prefix}" + (f" since {iso(hidden)}" if hidden else ""), hidden
 
     def _note(self, key: str, versions: Sequence[ObjectVersion]) -> None:
         """Newest first."""
@@ -416,11 +448,9 @@ def _is_rolling(key: str) -> bool:
     return any(key.startswith(f"{MANIFESTS}{type_}/") for type_ in ROLLING_TYPES)
 
 
-def _stamp(name: str) -> datetime | None:
-    try:
-        return datetime.strptime(name.split("-", 1)[0], _STAMP).replace(tzinfo=UTC)
-    except ValueError:
-        return None
+def _named(key: str) -> BackupId | None:
+    """The backup that a manifest's key names."""
+    return named_by(key.rpartition("/")[2].removesuffix(".json"))
 
 
 def _point(manifest: Manifest) -> datetime:

@@ -146,6 +146,13 @@ def test_a_failover_needs_somebody_elses_yes(project: Path) -> None:
     assert "grete" in asked[-1]
 
 
+def test_it_ends_behind_the_step_that_is_named(project: Path) -> None:
+    asked = run(break_glass_script(PLAN, POLICY, "region_lost", "replica"), project, UNTIL="restore_from_backup")
+
+    assert "--expected" in asked[-1]
+    assert "restore" in asked[-1]
+
+
 def test_it_ends_at_the_first_step_that_fails_and_says_what_to_do(project: Path) -> None:
     script = break_glass_script(PLAN, POLICY, "database_lost", "primary")
 

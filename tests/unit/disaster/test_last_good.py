@@ -11,8 +11,10 @@ from include.disaster.last_good import NoneIsGood, find_last_good, weigh_backups
 from include.policy import load_policy
 from include.repository.catalog import Catalog
 from include.repository.committed import Committed
+from include.repository.envelopes import create_data_key
+from include.repository.layout import envelope_prefix
 from include.repository.manifest import Manifest
-from include.repository.references import references
+from include.repository.references import data_keys, references
 from include.repository.tombstones import Tombstone, bury
 from include.repository.verification import INTEGRITY, SIZES, Record, store_record
 from tests import manifests
@@ -30,6 +32,9 @@ def made(catalog: Catalog) -> list[Manifest]:
     for manifest in backups:
         for reference in references(manifest):
             catalog.bucket.put(reference.key, b"x" * reference.stored_bytes)
+        for owner, attempt in data_keys(manifest):
+            if not list(catalog.bucket.keys(envelope_prefix(owner, attempt))):
+                create_data_key(catalog.bucket, catalog.keyring, owner=owner, attempt=attempt)
         manifests.commit(catalog, manifest)
     return backups
 
@@ -111,6 +116,21 @@ def test_pieces_that_vanished_are_doubted_since_the_last_proof(catalog: Catalog)
     assert all("is gone" in one.reasons[0] for one in found.doubted)
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_backup_whose_keys_are_gone_or_hidden_is_passed_over(catalog: Catalog, gone: bool) -> None:
+    backups = made(catalog)
+    keys = list(catalog.bucket.keys(envelope_prefix(backups[-1].id, backups[-1].attempt)))
+    if gone:
+        remove(catalog, keys)
+    else:
+        catalog.bucket.hide(keys[0])
+
+    found = find_last_good(catalog, POLICY)
+
+    assert found.backup.id == backups[-2].id
+    assert "no key is left" in found.doubted[0].reasons[0]
+
+
 def test_a_manifest_that_vanished_is_missed_unless_it_was_deleted_by_the_policy(catalog: Catalog) -> None:
     backups = made(catalog)
     for manifest in backups:
@@ -127,6 +147,14 @@ def test_a_manifest_that_vanished_is_missed_unless_it_was_deleted_by_the_policy(
         Committed.of(backups[4]), bucket=catalog.bucket.name, deleted=backups[-1].consistency_point.time
     )
     bury(catalog.bucket, catalog.keyring, tombstone)
+    assert find_last_good(catalog, POLICY).backup.id == backups[-1].id
+
+
+def test_whoever_may_only_write_cannot_make_a_backup_be_missed(catalog: Catalog) -> None:
+    backups = made(catalog)
+    for key in ("full-20200101T000000Z/20200101T000000.000000Z-integrity-00000000.json", "stray"):
+        catalog.bucket.put(f"verification/{key}", b"{}")
+
     assert find_last_good(catalog, POLICY).backup.id == backups[-1].id
 
 
