@@ -119,7 +119,9 @@ def run_break_glass(
 
     The environment holds what the script asks for: the store's and the keys' credentials, libpq's variables, PYTHON,
     the places, EXPECTED; for a drill TO_LOOK_AT=yes, and UNTIL, where others validate. Objects with credentials of
-    their own have a profile (OBJECTS_PROFILE, in the file that AWS_SHARED_CREDENTIALS_FILE names). It is gone when this returns, with whatever it started. Raises `BreakGlassFailed` with the end of what it said.
+    their own have a profile (OBJECTS_PROFILE, in the file that AWS_SHARED_CREDENTIALS_FILE names).
+
+    It is gone when this returns, with whatever it started. Raises `BreakGlassFailed` with the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="break-glass-", dir=scratch) as directory:
         path, log, output = (Path(directory) / name for name in ("recover.sh", "steps.log", "output.txt"))

@@ -163,6 +163,23 @@ def test_it_ends_at_the_first_step_that_fails_and_says_what_to_do(project: Path)
     assert "application_state" not in (project / "told").read_text()
 
 
+def test_at_its_limit_it_is_ended_with_all_that_it_started(project: Path) -> None:
+    told = environment(project)
+    (project / "python").write_text(f"#!/usr/bin/env bash\necho $$ > '{project}/pid'\nexec sleep 1000\n")
+
+    with pytest.raises(BreakGlassFailed, match="no end"):
+        run_break_glass(
+            break_glass_script(PLAN, POLICY, "region_lost", "replica"),
+            told,
+            scratch=project.parent,
+            limit=timedelta(seconds=2),
+            project=project,
+        )
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((project / "pid").read_text()), 0)
+
+
 def test_words_of_the_plan_cannot_become_commands(project: Path) -> None:
     step = PLAN.steps["activate_plan"].model_copy(
         update={"does": "x'; touch pwned\ntouch pwned", "undo": "$(touch pwned)"}
