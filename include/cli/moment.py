@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from include.cli.place import Place, scratch_directory
 from include.cli.printing import ERR, OUT, print_json, progress_bar
+from include.disaster.route import plan_route
 from include.recovery.moments.places import Places
 from include.recovery.moments.plan import EVERYTHING, What, iso
 from include.recovery.moments.planning import Target, plan_recovery
@@ -18,6 +19,7 @@ from include.recovery.moments.restore import Chosen, Destinations, RestoredMomen
 from include.recovery.moments.steps import tables_in
 from include.recovery.selection import some_of
 from include.recovery.validation.recovered import Expected
+from include.sources.postgres.login import DatabaseLogin
 
 
 def restore_moment(
@@ -76,8 +78,8 @@ def _what(into: Destinations, *, only_plan: bool) -> tuple[What, ...]:
 def what_to_expect(restored: RestoredMoment, into: Destinations, chosen: Chosen) -> Expected:
     """What the validations compare with, by the recovered cluster's own word."""
     objects, tables = restored.objects, tuple[str, ...]()
-    if restored.database is not None and chosen:
-        tables = tables_in(Places(into.server, restored.database.name, None, "", None, (), live=False, run=""))
+    if restored.database is not None and into.server is not None and chosen:
+        tables = tables_of(into.server, restored.database.name)
     return Expected(
         reaches=restored.plan.reaches,
         inventory=restored.inventory,
@@ -86,6 +88,22 @@ def what_to_expect(restored: RestoredMoment, into: Destinations, chosen: Chosen)
         commit=restored.configuration.commit if restored.configuration else None,
         left_out=restored.database.left_out if restored.database else (),
     )
+
+
+def tables_of(server: DatabaseLogin, database: str) -> tuple[str, ...]:
+    """The tables of a restored part."""
+    return tables_in(Places(server, database, None, "", None, (), live=False, run=""))
+
+
+def full_instead(place: Place, target: str) -> str | None:
+    """The full backup where base and log do not lead to a target, which is told; None where they do."""
+    with scratch_directory() as scratch:
+        route = plan_route(place.catalog(), Target.parse(target), place.policy(), scratch=scratch)
+    if route.full is None:
+        return None
+    for line in route.lines():
+        ERR.print(escape(line), soft_wrap=True, highlight=False)
+    return route.full.id
 
 
 def restored_facts(restored: RestoredMoment) -> dict[str, Any]:

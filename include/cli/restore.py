@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from include.cli.archive import retrieve
-from include.cli.moment import absolute, restore_moment
+from include.cli.moment import absolute, full_instead, restore_moment, tables_of
 from include.cli.place import (
     DespiteOption,
     JsonOption,
@@ -31,8 +32,11 @@ from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.recovery.validation.recovered import Expected
+from include.repository.contents import INVENTORY
 from include.repository.leases import reading
 from include.repository.manifest import moment_text
+from include.sources.postgres.inventory import Inventory
 
 WHERE, PART, OVER, MOMENT = "Where to", "Only a part", "Over what exists", "A moment between the backups"
 
@@ -150,6 +154,14 @@ def restore(
             rich_help_panel=MOMENT,
         ),
     ] = None,
+    or_full: Annotated[
+        bool,
+        typer.Option(
+            "--or-full",
+            help="Where base and log do not lead there: the newest full backup before it. What that loses is told.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = False,
     despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -179,8 +191,9 @@ def restore(
         under=under,
         overwrite=overwrite,
     )
-    if (backup is None) == (to is None):
-        raise typer.BadParameter("Name a backup, or a moment with --to.")
+    backup, to = _aim(context.obj, backup, to, or_full=or_full)
+    if only_plan and or_full and to is None:
+        return
     if to is not None:
         asked.must_fit(database=database or data_directory, objects=objects, configuration=configuration)
         into = Destinations(
@@ -195,8 +208,8 @@ def restore(
         chosen = Chosen(asked.components, asked.tables, asked.keys, asked.prefixes, asked.files, asked.under)
         restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json, expected=absolute(expected))
         return
-    if only_plan or data_directory or to_look_at or expected:
-        raise typer.BadParameter("--plan, --data-directory, --to-look-at and --expected go with --to.")
+    if only_plan or data_directory:
+        raise typer.BadParameter("--plan and --data-directory go with --to.")
     asked.must_have_places(database=database, objects=objects, configuration=configuration)
     catalog, policy = context.obj.catalog(), context.obj.policy()
     manifest = find_sound_backup(catalog, str(backup), despite=despite)
@@ -213,11 +226,13 @@ def restore(
         if configuration:
             facts["configuration"] = _configuration(opened, asked, configuration.absolute())
         if database:
-            facts["database"] = _database(opened, asked, database, scratch)
+            facts["database"] = _database(opened, asked, database, scratch, to_look_at=to_look_at)
         if objects:
             target = objects_bucket(context.obj, objects, objects_endpoint_url, objects_profile)
             facts["objects"] = _objects(opened, asked, target)
         facts["seconds"] = round(progress.usage().seconds, 1)
+        if expected is not None:
+            _expected(opened, asked, facts).write(expected)
     if as_json:
         print_json(facts)
         return
@@ -226,6 +241,17 @@ def restore(
     )
     for line in _told(facts):
         OUT.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+
+
+def _aim(place: Place, backup: str | None, to: str | None, *, or_full: bool) -> tuple[str | None, str | None]:
+    """A backup, or a moment; where no base and log lead to the moment, the full backup in its place."""
+    if (backup is None) == (to is None):
+        raise typer.BadParameter("Name a backup, or a moment with --to.")
+    if or_full and to is None:
+        raise typer.BadParameter("--or-full goes with --to.")
+    if to is not None and or_full and (full := full_instead(place, to)) is not None:
+        return full, None
+    return backup, to
 
 
 @dataclass(frozen=True)
@@ -302,8 +328,8 @@ def nothing_of(backup: str, what: str) -> BackupError:
     )
 
 
-def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> dict[str, Any]:
-    if asked.a_part or opened.manifest.type == "archive":
+def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path, *, to_look_at: bool) -> dict[str, Any]:
+    if asked.a_part or to_look_at or opened.manifest.type == "archive":
         restored = restore_part(
             opened,
             server=server(),
@@ -322,6 +348,23 @@ def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> 
         "left_out": list(restored.left_out),
         "replaced": restored.replaced,
     }
+
+
+def _expected(opened: OpenedBackup, asked: _Asked, facts: dict[str, Any]) -> Expected:
+    """What must be there afterwards, by the backup's own word."""
+    database, objects = facts.get("database"), facts.get("objects")
+    inventory, tables = None, tuple[str, ...]()
+    if database and opened.has(INVENTORY):
+        inventory = Inventory.from_json(json.loads(b"".join(opened.read(INVENTORY))))
+        tables = tables_of(server(), database["name"]) if asked.a_part else ()
+    return Expected(
+        reaches=opened.manifest.consistency_point.time,
+        inventory=inventory,
+        tables=tables,
+        objects=objects["objects"] + objects["unchanged"] if objects else None,
+        commit=facts["configuration"]["commit"] if "configuration" in facts else None,
+        left_out=tuple(database["left_out"]) if database else (),
+    )
 
 
 def objects_bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:

@@ -184,6 +184,39 @@ def test_a_step_that_fails_ends_it_and_is_named(
     assert not (sandbox_directory / "nothing-comes").exists()
 
 
+def test_where_the_chain_is_broken_the_full_backup_comes(installation: Installation, sandbox_directory: Path) -> None:
+    catalog = installation.catalog()
+    full = catalog.latest("full")
+    [snapshot] = [entry.key for entry in catalog.entries("snapshot")]
+    body = catalog.bucket.read(snapshot)
+    for version in list(catalog.bucket.versions(snapshot)):
+        catalog.bucket.delete_version(snapshot, version.version_id)
+    name, path = "full_instead", sandbox_directory / "full-instead.json"
+    argv = [sys.executable, "-m", "include.cli", "--bucket", installation.backups, "restore", "--to", "latest"]
+    told = {
+        "PATH": os.environ["PATH"],
+        **installation.break_glass(),
+        **installation.scratch.environment(),
+    }
+    with dropped(installation, name):
+        planned = subprocess.run([*argv, "--or-full", "--plan"], env=told, capture_output=True, text=True, check=True)
+        more = ["--or-full", "--to-look-at", "--database", name, "--expected", str(path)]
+        subprocess.run([*argv, *more], env=told, capture_output=True, text=True, check=True)
+        refused = subprocess.run([*argv, "--plan"], env=told, capture_output=True, text=True, check=False)
+        with installation.scratch.with_database(name).connect(application_name="test", autocommit=True) as session:
+            (messages,) = session.execute("SELECT count(*) FROM messages").fetchone() or (0,)
+    catalog.bucket.put(snapshot, body)
+
+    assert full.id in planned.stderr
+    assert refused.returncode == 1
+    expected = Expected.read(path)
+    assert expected.reaches == full.consistency_point.time
+    assert expected.inventory is not None
+    assert messages == sum(
+        content.rows for table, content in expected.inventory.tables.items() if table.startswith("public.messages")
+    )
+
+
 def test_the_last_good_backup_is_told_to_programs_and_people(installation: Installation) -> None:
     argv = [sys.executable, "-m", "include.cli", "--bucket", installation.backups, "last-good"]
     surroundings = {"PATH": os.environ["PATH"], **installation.break_glass()}
