@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -152,6 +153,7 @@ class _Restore:
         self._plan, self._catalog, self._policy, self._places = plan, catalog, policy, places
         self._scratch, self._progress, self._chosen = scratch, progress, chosen
         self._restored = RestoredMoment(plan)
+        self._phases: dict[str, float] = {}
 
     def run(self) -> RestoredMoment:
         """The database first: it names the objects."""
@@ -159,17 +161,25 @@ class _Restore:
         self._require_parts()
         self._require_places()
         named = self._restore_cluster() if places.needs_cluster else frozenset()
+        began = time.monotonic()
         if places.objects is not None and plan.objects is not None:
             self._restore_objects(
                 ObjectHistory(plan.objects, self._catalog, policy=self._policy, progress=self._progress, named=named),
                 places.objects,
             )
+            self._phases["objects"] = time.monotonic() - began
+        began = time.monotonic()
         if places.configuration is not None and plan.configuration is not None:
             repository, files = map(self._opened, (plan.configuration.repository, plan.configuration.files))
             restored.configuration = self._restore_configuration(repository, files, places.configuration)
             if restored.configuration is not None and not self._chosen:
                 restored.expected = replace(restored.expected, commit=restored.configuration.commit)
-        restored.facts |= {"reached": iso(plan.reaches), "skew": str(plan.skew)}
+            self._phases["configuration"] = time.monotonic() - began
+        restored.facts |= {
+            "reached": iso(plan.reaches),
+            "skew": str(plan.skew),
+            "phases": {phase: round(seconds, 2) for phase, seconds in self._phases.items()},
+        }
         return restored
 
     def _require_parts(self) -> None:
@@ -227,6 +237,8 @@ class _Restore:
             self._recovered() as cluster,
             LiveDatabase(cluster, self._plan.base, policy=self._policy, progress=self._progress) as live,
         ):
+            began = time.monotonic()
+            self._phases |= {"unpack": cluster.unpacking_seconds, "replay": cluster.replay_seconds}
             restored.warnings += cluster.warnings
             restored.facts |= self._validated(live, cluster)
             if places.database is not None and places.server is not None:
@@ -234,6 +246,7 @@ class _Restore:
                 if restored.database is not None:
                     self._expect_database(live, restored.database)
             named = live.named_objects
+            self._phases["copy"] = time.monotonic() - began
         if places.data_directory is not None:
             restored.data_directory = places.data_directory / DATA
         return named
