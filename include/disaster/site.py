@@ -23,6 +23,7 @@ __all__ = [
     "HalfSwitched",
     "NotSwitched",
     "SiteBusy",
+    "SiteLog",
     "SwitchRefused",
     "active_site",
     "find_run",
@@ -138,9 +139,8 @@ def undo_switches(
     return _facts(record, record.runs[run])
 
 
-def find_run(plan: DisasterPlan, catalogs: Sequence[Catalog], run: str = "") -> SiteRun:
+def find_run(record: SiteLog, run: str = "") -> SiteRun:
     """The run that can be undone: the newest, which `run` may name; raises `SwitchRefused` when there is none."""
-    record = SiteLog(plan, catalogs)
     newest = record.newest
     if newest is None:
         raise SwitchRefused(

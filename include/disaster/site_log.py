@@ -153,7 +153,8 @@ class ActiveSite:
 class SiteLog:
     """The log of the sites, read out of every bucket that answers; written to the first of them.
 
-    Raises `StoreError` when none answers. An entry that is refused counts for nothing, and is told in `refused`.
+    Where they differ, the newer one counts (`told_by`). Raises `StoreError` when none answers. An entry that is refused
+    counts for nothing, and is told in `refused`; a bucket that does not answer, in `untold`.
     """
 
     def __init__(self, plan: DisasterPlan, catalogs: Sequence[Catalog]) -> None:
@@ -172,7 +173,7 @@ class SiteLog:
         if not found:
             raise failure or BackupError("No bucket is named that would tell which site is active.", mend="Name one.")
         self._found = found
-        _, self._stored, self._numbers, self.entries = max(
+        self.told_by, self._stored, self._numbers, self.entries = max(
             found, key=lambda each: (each[3][-1].when, each[3][-1].number) if each[3] else _NEVER
         )
 

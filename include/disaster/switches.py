@@ -14,13 +14,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from include.disaster.plan import ServiceRecord
 from include.disaster.site_log import SwitchName
 from include.errors import BackupError
+
+if TYPE_CHECKING:
+    import boto3
 
 PRIVATE = 0o600
 INSYNC_WITHIN = 300.0
@@ -287,6 +291,12 @@ class ServiceName:
                 f"Could not {verb} {self._name} in Route 53: {error}",
                 mend="Check that Route 53 can be reached from here and that credentials are set.",
             ) from error
+
+
+def dns_client(session: boto3.Session, *, endpoint_url: str | None = None) -> Any:
+    """A client of `route53`, which is in one region for all, and which gives up within a minute."""
+    config = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
+    return session.client("route53", region_name="us-east-1", endpoint_url=endpoint_url, config=config)
 
 
 def _absolute(name: str) -> str:
