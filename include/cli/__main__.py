@@ -11,6 +11,7 @@ import include.cli
 from include.cli import backups, keyring
 from include.cli.archive import cold, shred, thaw
 from include.cli.doctor import doctor
+from include.cli.drills import drills
 from include.cli.hold import hold, release
 from include.cli.place import place
 from include.cli.printing import tell
@@ -41,6 +42,7 @@ for command in (
     replicate,
     stream,
     windows,
+    drills,
     setup,
     cold,
     thaw,

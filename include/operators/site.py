@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.operators.disaster import Timed
 from include.operators.recovery import require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
@@ -30,7 +31,7 @@ OTHER_ANSWERS_WITHIN = timedelta(minutes=1)
 """How long the copy that is not needed may keep a failover waiting."""
 
 
-class SwitchSite(Step):
+class SwitchSite(Timed, Step):
     """Make the site of a failover the active one, with the approval of somebody else than who declared it (R5.3).
 
     A drill switches nothing: the task is skipped. Cleared, it goes on behind what is done.

@@ -103,6 +103,7 @@ PROBES = "state/probe-"
 VERIFICATION = "verification/"
 WAL, LEDGER = "wal/", "ledger/"
 SHREDDED = "shredded/"
+DRILLS = "drills/"
 HOLDS, DELETED = "holds/", "deleted/"
 READING, RETENTION_RUNS = "state/reading/", "state/retention/"
 _ENVELOPE = re.compile(r"keys/(?P<owner>[^/]+)/(?P<attempt>[^/]+)/(?P<kek>[^/]+)\.json")

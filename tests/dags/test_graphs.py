@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from include.disaster.plan import load_plan
+
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
@@ -30,13 +32,16 @@ def told(task):
         "doc": task.doc_md, "retries": task.retries, "owner": task.owner, "type": type(task).__name__,
         "seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
     }
+def told_deadline(deadline):
+    alert = deadline[0] if isinstance(deadline, list) and deadline else deadline
+    return alert and {"seconds": alert.interval.total_seconds(), "callback": alert.callback.path}
 print(json.dumps({
     "errors": bag.import_errors,
     "dags": {name: {
         "params": dag.params.dump() if dag.params else {},
         "schedule": type(dag.timetable).__name__, "cron": getattr(dag.timetable, "expression", None),
         "catchup": dag.catchup, "active": dag.max_active_runs,
-        "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
+        "deadline": told_deadline(dag.deadline), "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
         "tags": sorted(dag.tags), "doc": dag.doc_md, "tasks": {task.task_id: told(task) for task in dag.tasks},
     } for name, dag in bag.dags.items()},
 }))
@@ -134,17 +139,20 @@ def test_nothing_can_skip_its_teardowns_or_pile_up(bag: dict[str, Any]) -> None:
     assert {name for name, dag in bag["dags"].items() if dag["active"] != 1} == {
         "point_in_time_recovery",
         "archive_restore",
+        "disaster_recovery",
     }
 
 
 def test_every_task_is_documented_bounded_and_owned(bag: dict[str, Any]) -> None:
-    for dag in bag["dags"].values():
+    plan = {str(task): step.owner for task, step in load_plan().steps.items()}
+    for dag_id, dag in bag["dags"].items():
+        owners = plan if dag_id == "disaster_recovery" else {}
         assert dag["doc"]
         assert dag["tags"]
         for name, task in dag["tasks"].items():
             assert task["doc"], name
             assert task["seconds"] or task["type"] == "Approve", name  # it waits without a worker, and has a bound
-            assert task["owner"] == "backup", name
+            assert task["owner"] == owners.get(name, "backup"), name
 
 
 def test_what_another_try_can_mend_is_tried_again(bag: dict[str, Any]) -> None:
@@ -270,11 +278,21 @@ def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[st
 def test_the_lifecycle_repairs_deletes_and_tidies_and_is_told_when_it_is_red(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["storage_lifecycle"]["tasks"]
     work = set(tasks) - {"error_alert", "delivered", "watcher"}
-    assert work == {"repair_replica", "retain_primary", "retain_replica", "apply_lifecycle", "report_cold", "reap"}
+    assert work == {
+        "repair_replica",
+        "retain_primary",
+        "retain_replica",
+        "apply_lifecycle",
+        "report_cold",
+        "reap",
+        "reap_drills",
+    }
     # Nothing goes while the replica is not whole; and the primary's first, or it would be brought back.
     assert (tasks["retain_primary"]["up"], tasks["retain_primary"]["rule"]) == (["repair_replica"], "all_success")
     assert (tasks["retain_replica"]["up"], tasks["retain_replica"]["rule"]) == (["retain_primary"], "all_success")
-    assert tasks["reap"]["rule"] == "all_done"  # what dead runs left goes, whatever became of the rest
+    assert (
+        tasks["reap"]["rule"] == tasks["reap_drills"]["rule"] == "all_done"
+    )  # what dead runs left goes, whatever became of the rest
     for last in ("error_alert", "watcher"):
         assert tasks[last]["rule"] == "one_failed"
         assert set(tasks[last]["up"]) == work

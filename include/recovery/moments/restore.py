@@ -111,6 +111,8 @@ class RestoredMoment:
     configuration: ReturnedFiles | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    inventory: Inventory | None = None
+    """Of the recovered cluster's database: what a copy of it must show."""
 
 
 def restore_to(
@@ -225,6 +227,7 @@ class _Restore:
             restored.facts |= self._validated(live, cluster)
             if places.database is not None and places.server is not None:
                 restored.database = self._copied(live, places.server, places.database)
+                restored.inventory = live.inventory
             named = live.named_objects
         if places.data_directory is not None:
             restored.data_directory = places.data_directory / DATA

@@ -17,6 +17,7 @@ from include.recovery.moments.plan import RecoveryPlan, iso
 from include.recovery.moments.restore import Chosen, Destinations, require_service
 from include.recovery.moments.restore import restore_to as restore_moment
 from include.recovery.scratch import APPLICATION
+from include.recovery.validation.recovered import Expected
 from include.repository.catalog import Catalog
 from include.sources.postgres.relations import list_relations
 
@@ -26,12 +27,18 @@ class NotAsRestored(BackupError):
 
 
 def restore_to(
-    plan: RecoveryPlan, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path
+    plan: RecoveryPlan,
+    catalog: Catalog,
+    policy: Policy,
+    *,
+    places: Places,
+    scratch: Path,
+    expected: Path | None = None,
 ) -> dict[str, Any]:
     """Carry a plan out; returns what was brought back, small enough for an XCom. Raises as `moment.restore_to`.
 
     What is not live comes as a copy to look at: the database belongs to the login that makes it. `scratch` is made, and
-    left to who removes it; it needs room for the cluster.
+    left to who removes it; it needs room for the cluster. What should be there afterwards is written to `expected`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     scratch.chmod(0o711)  # PostgreSQL does not run as root
@@ -43,7 +50,7 @@ def restore_to(
         overwrite=places.live,
         owned=places.live,
     )
-    chosen = Chosen(components=places.components, under=places.prefix)
+    chosen = Chosen(components=places.components, tables=places.tables, under=places.prefix)
     label = f"recovery to {iso(plan.reaches)}"
     with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
         restored = restore_moment(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)
@@ -62,7 +69,25 @@ def restore_to(
     if configuration := restored.configuration:
         kept = configuration.kept_in
         facts |= {"commit": configuration.commit, "configuration_replaced": str(kept) if kept else None}
+    if expected is not None:
+        part = bool(places.tables or places.components)
+        Expected(
+            reaches=plan.reaches,
+            inventory=restored.inventory,
+            tables=tables_in(places) if part and restored.database else (),
+            objects=restored.objects.written + restored.objects.unchanged if restored.objects else None,
+            commit=facts.get("commit"),
+            left_out=restored.database.left_out if restored.database else (),
+        ).write(expected)
     return facts
+
+
+def tables_in(places: Places) -> tuple[str, ...]:
+    """What a part of a database consists of: each was compared when it came."""
+    assert places.server is not None  # noqa: S101 - a database came back to it
+    login = places.server.with_database(str(places.database))
+    with login.connect(application_name=APPLICATION, autocommit=True) as session:
+        return tuple(str(table) for table in list_relations(session).tables)
 
 
 def validate(plan: RecoveryPlan, places: Places, restored: dict[str, Any]) -> dict[str, Any]:

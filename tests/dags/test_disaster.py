@@ -1,0 +1,154 @@
+"""The recovery runbook as real DAG runs: primary store and database killed, the service back from the replica."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from psycopg import sql
+
+from include.backup.full import make_full_backup
+from include.backup.increment import make_increment
+from include.backup.replicate import catch_up
+from include.backup.snapshot import make_snapshot
+from include.disaster.history import read_drills
+from include.disaster.isolation import stamp
+from include.policy import load_policy
+from include.repository.layout import BackupId
+from include.sandbox.airflow import AirflowClient, AirflowServices
+from include.sandbox.installation import RECOVERED, Installation
+from include.sandbox.life import Life
+from include.sandbox.mailbox import Mailbox
+from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
+
+DAG = "disaster_recovery"
+SCALE = 0.1
+RUN_WITHIN = 240.0
+
+
+@dataclass
+class Disaster:
+    """What is left when the first region is gone: the replica, a server to restore to, and an Airflow beside them."""
+
+    installation: Installation
+    services: AirflowServices
+    client: AirflowClient
+    mailbox: Mailbox
+    target: PostgresServer
+    recovered: str
+
+    def run(self, **conf: object) -> tuple[str, str]:
+        """A run of the runbook, and how it ended."""
+        self.client.unpause(DAG)
+        run = self.client.trigger(DAG, conf=conf)
+        return run, self.client.wait(DAG, run, within=RUN_WITHIN)
+
+    def explain(self, run: str) -> str:
+        """The errors in the log of each failed task."""
+        return "\n".join(
+            f"{name} {line}"
+            for name, task in self.client.tasks(DAG, run).items()
+            if task["state"] == "failed" and name != "watcher"
+            for line in self.client.log(DAG, run, name, try_number=task["try_number"]).splitlines()
+            if '"level": "error"' in line
+        )
+
+
+@pytest.fixture(scope="module")
+def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server) -> Iterator[Disaster]:
+    """A Synapse backed up to two regions, whose first region and database are killed."""
+    home = sandbox_directory / "disaster"
+    home.mkdir(mode=0o711)
+    with ExitStack() as stack:
+        lost = PostgresServer(home / "postgres", major=18, durable=False)
+        primary = S3Server(home / "s3-primary", region="eu-west-1")
+        stack.enter_context(lost)
+        stack.enter_context(primary)
+        installation = Installation.make(
+            home, postgres=lost, primary=primary, replica=s3_replica, suffix="-disaster", scale=SCALE
+        )
+        back_up(installation, home)
+        recovered = s3_replica.create_bucket(f"{RECOVERED}-disaster")
+        drill = drill_login(postgres18)
+        lost.crash()
+        primary.crash()
+        mailbox = stack.enter_context(Mailbox(home / "mails"))
+        known = installation.connections()
+        objects = {**known["synapse_backups_replica"]}
+        objects["extra"] = {**objects["extra"], "service_config": {"s3": {"bucket_name": recovered}}}  # type: ignore[dict-item]
+        services = AirflowServices(
+            home / "airflow",
+            metadata=postgres18.superuser.with_database("airflow_disaster"),
+            connections={
+                # All that the run is given: nothing of the region that is lost.
+                "synapse_backups_replica": known["synapse_backups_replica"],
+                "synapse_database_scratch": drill,
+                "synapse_recovery_objects": objects,
+                "synapse_notifications": mailbox.connection(),
+            },
+            variables=installation.variables(),
+            triggerer=True,
+        )
+        stack.enter_context(services)
+        yield Disaster(installation, services, services.client(), mailbox, postgres18, recovered)
+
+
+def back_up(installation: Installation, scratch: Path) -> None:
+    """A full backup, a snapshot, an hour of life behind it; all of it in both regions."""
+    policy, application, catalog = load_policy(), installation.application(), installation.catalog()
+    for make, backup in (
+        (make_full_backup, "full-20261122T000000Z"),
+        (make_snapshot, "snapshot-20261122T000000Z"),
+    ):
+        make(
+            BackupId.parse(backup), slot=None, application=application, catalog=catalog, policy=policy, scratch=scratch
+        )
+    with Life(installation.synapse.database, installation.synapse.objects, installation.synapse.bucket) as life:
+        life.wait_for(50)
+    installation.settle()
+    make_increment(
+        BackupId.parse("incremental-20261122T010000Z"),
+        slot=None,
+        application=application,
+        catalog=catalog,
+        policy=policy,
+        scratch=scratch,
+    )
+    catch_up(application=None, primary=catalog, replica=installation.replica_catalog(), policy=policy, everything=False)
+
+
+def drill_login(server: PostgresServer) -> dict[str, object]:
+    """A connection that may create databases, and nothing else."""
+    password = secrets.token_urlsafe(16)
+    with server.superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute(sql.SQL("CREATE ROLE synapse_drill LOGIN CREATEDB PASSWORD {}").format(sql.Literal(password)))
+    login = server.login("synapse_drill", password)
+    return {
+        "conn_type": "postgres",
+        "host": login.host,
+        "port": login.port,
+        "login": login.user,
+        "password": password,
+        "schema": "postgres",
+    }
+
+
+@pytest.mark.requirement("R5.3", "R5.4", "R5.5")
+def test_the_service_answers_from_the_replica_alone(on: Disaster) -> None:
+    run, state = on.run(scenario="region_lost")
+    assert state == "success", on.explain(run)
+    [drill] = [each for each in read_drills([on.installation.replica_catalog()]) if each.run == stamp_of(run)]
+    states = {step.task: step.state for step in drill.steps}
+    assert states["restore_from_backup"] == "success"
+    assert states["approve"] == "skipped"
+
+
+def stamp_of(run: str) -> str:
+    """The name of a run of the runbook, as its id tells the moment."""
+    return stamp(datetime.fromisoformat(run.removeprefix("manual__")))
