@@ -68,6 +68,7 @@ with DAG(
         f"The failover {{{{ {FOUND}['run'] }}}} of {{{{ {FOUND}['by'] }}}}: {{{{ {FOUND}['stands'] }}}}.\n\n"
         f"**No data is moved**: what was written at {{{{ {FOUND}['site'] }}}} since stays there.",
         response_timeout=plan.steps["approve"].limit,
+        execution_timeout=plan.steps["approve"].limit,
         fail_on_reject=True,  # else the report and the watcher, which come right behind it, are skipped with the rest
         doc_md="**R5.3** Somebody else than who triggered the run says yes.",
     )

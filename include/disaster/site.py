@@ -27,6 +27,8 @@ __all__ = [
     "SwitchRefused",
     "active_site",
     "find_run",
+    "foresee_switch",
+    "foresee_undo",
     "switch_site",
     "undo_switches",
 ]
@@ -62,16 +64,7 @@ def switch_site(
     a boto3 client of `route53`. Nothing is switched before each switch was looked at. Raises `SwitchRefused`,
     `SiteBusy`, `NotSwitched` when nothing is switched, and `HalfSwitched` when something is.
     """
-    require_site(plan, site)
-    if not _RUN.fullmatch(run):
-        raise SwitchRefused(f"{run!r} is no name of a run.", mend="Letters, digits and _.:+- make one, 100 at most.")
-    record = SiteLog(plan, catalogs)
-    known = record.runs.get(run)
-    if known is None:
-        _require_new(record, site)
-    else:
-        _require_resumable(record, known, site)
-    switches = _switches(plan, site, run, checkout, dns)
+    record, known, switches = _considered(plan, site, run, catalogs, checkout, dns)
     record.ready_to_write()
     if known is None:
         for switch in switches:
@@ -96,6 +89,30 @@ def switch_site(
     return _facts(record, record.runs[run])
 
 
+def foresee_switch(
+    plan: DisasterPlan, site: str, *, run: str, catalogs: Sequence[Catalog], checkout: Path, dns: Any
+) -> list[str]:
+    """What `switch_site` would do, a line a switch; it only reads, and raises what that would before it writes."""
+    record, known, switches = _considered(plan, site, run, catalogs, checkout, dns)
+    for switch in switches:
+        switch.look()
+    active = record.active.site
+    words = {"pointer": f"{record.told_by.bucket}/{plan.switches.pointer}: {site} (now {active})"}
+    words |= {switch.name: switch.words() for switch in switches}
+    return [f"{name}: {told}" for name, told in words.items() if known is None or name not in known.made]
+
+
+def foresee_undo(plan: DisasterPlan, *, run: str, catalogs: Sequence[Catalog]) -> list[str]:
+    """What `undo_switches` would do, a line a switch, in its order; it only reads."""
+    standing = find_run(SiteLog(plan, catalogs), run)
+    places = {
+        "pointer": f"{standing.left} is the active site again",
+        "configuration": f"{plan.switches.configuration} of {standing.site} is what it was before {run}",
+        "service": f"{plan.switches.service.name} has the records that it had before {run}",
+    }
+    return [f"{name}: {places[name]}" for name in reversed(standing.touched) if name not in standing.undone]
+
+
 def undo_switches(
     plan: DisasterPlan,
     *,
@@ -115,6 +132,7 @@ def undo_switches(
     """
     record = SiteLog(plan, catalogs)
     standing = _require_newest(record, run)
+    record.ready_to_write()
     if standing.is_undone and undo not in standing.undoers:
         raise SwitchRefused(
             f"{run} was undone already, by {standing.undo.by if standing.undo else 'nobody'}: "
@@ -122,7 +140,6 @@ def undo_switches(
             mend="To go to another site, fail over to it.",
         )
     switches = {switch.name: switch for switch in _switches(plan, standing.site, run, checkout, dns)}
-    record.ready_to_write()
     who = {"by": by, "approved_by": approved_by, "because": because}
     said = {"run": run, "site": standing.site, "left": standing.left, "undo": undo, **who}
     if undo not in standing.undoers:
@@ -157,13 +174,29 @@ def require_site(plan: DisasterPlan, site: str) -> None:
         )
 
 
+def _considered(  # noqa: PLR0917 - private, and named at both calls
+    plan: DisasterPlan, site: str, run: str, catalogs: Sequence[Catalog], checkout: Path, dns: Any
+) -> tuple[SiteLog, SiteRun | None, list[Switch]]:
+    """The log, what it says of the run, the switches outside the log; raises what refuses the run as things stand."""
+    require_site(plan, site)
+    if not _RUN.fullmatch(run):
+        raise SwitchRefused(f"{run!r} is no name of a run.", mend="Letters, digits and _.:+- make one, 100 at most.")
+    record = SiteLog(plan, catalogs)
+    known = record.runs.get(run)
+    if known is None:
+        _require_new(record, site)
+    else:
+        _require_resumable(record, known, site)
+    return record, known, _switches(plan, site, run, checkout, dns)
+
+
 def _require_new(record: SiteLog, site: str) -> None:
     newest, active = record.newest, record.active
     if newest and not newest.is_over:
         raise SiteBusy(
             f"The run {newest.run} to {newest.site} stands half-way ({newest.stands()}).",
-            mend="Clear its task, and it goes on; or undo it: the DAG undo_failover, or `python -m include.cli site "
-            "undo`. Then start again.",
+            mend="Clear its task, and it goes on, or `python -m include.cli site switch` with that site and --run; or "
+            "undo it: the DAG undo_failover, or `python -m include.cli site undo`. Then start again.",
         )
     if active.site == site:
         raise SwitchRefused(

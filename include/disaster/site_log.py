@@ -173,9 +173,10 @@ class SiteLog:
         if not found:
             raise failure or BackupError("No bucket is named that would tell which site is active.", mend="Name one.")
         self._found = found
-        self.told_by, self._stored, self._numbers, self.entries = max(
+        self.told_by, stored, self._numbers, self.entries = max(
             found, key=lambda each: (each[3][-1].when, each[3][-1].number) if each[3] else _NEVER
         )
+        self._stored = dict(stored)
 
     @property
     def runs(self) -> dict[str, SiteRun]:
@@ -233,12 +234,16 @@ class SiteLog:
                 f"{self.untold[first.bucket.name]}",
                 mend="Take the other copy, or mend that.",
             )
-        stored = next(each[1] for each in self._found if each[0] is first)
-        if any(self._stored.get(key) != body for key, body in stored.items()):
-            raise LogsDiffer(
-                f"{first.bucket} tells another history of the sites than the other bucket, which is the newer one.",
-                mend="Take the other copy. `python -m include.cli site show` with each bucket tells what each says.",
-            )
+        for catalog, stored, numbers, _ in self._found:
+            if any(self._stored.get(key) != body for key, body in stored.items()):
+                if catalog is first:
+                    raise LogsDiffer(
+                        f"{first.bucket} tells another history of the sites than {self.told_by.bucket}, the newer one.",
+                        mend="Take the other copy. `python -m include.cli site show` with each bucket tells its own.",
+                    )
+                self.untold[catalog.bucket.name] = "it tells another history of the sites, which is older"
+            elif catalog is first:
+                self._numbers |= numbers  # also what is there and refused
         self._bring()
 
     def append(
@@ -262,6 +267,9 @@ class SiteLog:
                 f"Somebody else wrote {first.bucket}/{entry.home} at this moment: sites are switched by them, too.",
                 mend="`python -m include.cli site show` tells who; let them end, then start again.",
             )
+        for catalog, stored, _, _ in self._found:
+            if catalog is first:
+                stored[entry.home] = sealed
         self._stored[entry.home] = sealed
         self._numbers.add(number)
         self.entries.append(entry)

@@ -50,6 +50,9 @@ class Switch(Protocol):
     def look(self) -> Any:
         """What is there; raises `NotSwitched` when the switch could not be made as things are."""
 
+    def words(self) -> str:
+        """What it will be, in words."""
+
     def make(self, before: Any) -> None:
         """Make it, and read it back; nothing is done where it was made before."""
 
@@ -82,6 +85,10 @@ class EnvironmentFile:
         with self._telling():
             now = self._path.read_bytes()
         return {"kept": self._kept.name, "already": self._with_values(now) == now}
+
+    def words(self) -> str:
+        """The file, and the values that it gets."""
+        return f"{self._named}: {', '.join(f'{name}={value}' for name, value in self._values.items())}"
 
     def make(self, before: Any) -> None:
         """Keep what is there, then put the file with the values in its place. Raises `ChangedMeanwhile`."""
@@ -209,6 +216,10 @@ class ServiceName:
         """The zone's id, and every record set that the name has, as Route 53 tells them."""
         zone = self._zone()
         return {"zone": zone, "sets": self._sets(zone)}
+
+    def words(self) -> str:
+        """The name, and where it will lead."""
+        return f"{self._name}: {_told(self._wanted)}"
 
     def make(self, before: Any) -> None:
         """Lead the name to the site; raises `NotSwitched` or `ChangedMeanwhile`."""
