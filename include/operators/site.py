@@ -176,7 +176,8 @@ def reachable(here: Surroundings) -> dict[Copy, Catalog]:
     from include.operators import connections  # noqa: PLC0415
     from include.repository.catalog import Catalog  # noqa: PLC0415
 
-    found, missing = dict[Copy, Catalog](), None
+    found: dict[Copy, Catalog] = {}
+    missing: connections.ConnectionUnusable | None = None
     for copy in COPIES:
         place = getattr(here.policy.storage, copy)
         try:
