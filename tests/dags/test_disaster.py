@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +16,7 @@ from include.backup.full import make_full_backup
 from include.backup.increment import make_increment
 from include.backup.replicate import catch_up
 from include.backup.snapshot import make_snapshot
+from include.disaster import isolation
 from include.disaster.history import read_drills
 from include.disaster.isolation import stamp
 from include.policy import load_policy
@@ -28,6 +29,7 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 
 DAG = "disaster_recovery"
+ACCESS = Path(isolation.__file__).with_name("drill_access.json")
 SCALE = 0.1
 RUN_WITHIN = 240.0
 
@@ -79,17 +81,15 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         lost.crash()
         primary.crash()
         mailbox = stack.enter_context(Mailbox(home / "mails"))
-        known = installation.connections()
-        objects = {**known["synapse_backups_replica"]}
-        objects["extra"] = {**objects["extra"], "service_config": {"s3": {"bucket_name": recovered}}}  # type: ignore[dict-item]
+        user = drill_user(s3_replica, installation.replica_backups, recovered)
         services = AirflowServices(
             home / "airflow",
             metadata=postgres18.superuser.with_database("airflow_disaster"),
             connections={
                 # All that the run is given: nothing of the region that is lost.
-                "synapse_backups_replica": known["synapse_backups_replica"],
+                "synapse_backups_replica": user(installation.replica_backups),
                 "synapse_database_scratch": drill,
-                "synapse_recovery_objects": objects,
+                "synapse_recovery_objects": user(recovered),
                 "synapse_notifications": mailbox.connection(),
             },
             variables=installation.variables(),
@@ -121,6 +121,29 @@ def back_up(installation: Installation, scratch: Path) -> None:
         scratch=scratch,
     )
     catch_up(application=None, primary=catalog, replica=installation.replica_catalog(), policy=policy, everything=False)
+
+
+def drill_user(store: S3Server, backups: str, recovered: str) -> Callable[[str], dict[str, object]]:
+    """A user that may do what a drill has to, and no more; its connection to a bucket."""
+    iam = store.session().client("iam", endpoint_url=store.endpoint_url)
+    access = ACCESS.read_text().replace("synapse-backups-dr", backups).replace("synapse-recovered-dr", recovered)
+    iam.create_user(UserName="drill")
+    iam.put_user_policy(UserName="drill", PolicyName="drill", PolicyDocument=access)
+    key = iam.create_access_key(UserName="drill")["AccessKey"]
+
+    def connection(bucket: str) -> dict[str, object]:
+        return {
+            "conn_type": "aws",
+            "login": key["AccessKeyId"],
+            "password": key["SecretAccessKey"],
+            "extra": {
+                "region_name": store.region,
+                "endpoint_url": store.endpoint_url,
+                "service_config": {"s3": {"bucket_name": bucket}},
+            },
+        }
+
+    return connection
 
 
 def drill_login(server: PostgresServer) -> dict[str, object]:
