@@ -8,7 +8,7 @@ import typer
 from botocore.exceptions import BotoCoreError
 
 import include.cli
-from include.cli import backups, keyring
+from include.cli import backups, keyring, site
 from include.cli.archive import cold, shred, thaw
 from include.cli.break_glass import break_glass
 from include.cli.doctor import doctor
@@ -69,6 +69,12 @@ keyring_app.command("export")(keyring.export)
 keyring_app.command("import")(keyring.import_)
 keyring_app.command("public")(keyring.public)
 app.add_typer(keyring_app, name="keyring")
+
+site_app = typer.Typer(no_args_is_help=True, help=site.__doc__)
+site_app.command("show")(site.show)
+site_app.command("switch")(site.switch)
+site_app.command("undo")(site.undo)
+app.add_typer(site_app, name="site")
 
 
 def main() -> None:

@@ -372,3 +372,18 @@ def test_an_archive_is_retrieved_before_it_is_restored_and_only_into_places_of_i
     assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
     assert dag["params"]["tier"] == "Standard"
     assert not {"where", "replace_live"} & set(dag["params"])
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_a_failover_is_found_approved_undone_and_told(bag: dict[str, Any]) -> None:
+    dag = bag["dags"]["undo_failover"]
+    tasks = dag["tasks"]
+    row = ["find_failover", "approve", "switch_back"]
+    for before, after in itertools.pairwise(row):
+        assert tasks[after]["up"] == [before]
+        assert tasks[after]["rule"] == "all_success"
+    assert set(row) == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
+    assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
+    assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
+    assert dag["schedule"] == "NullTimetable"
+    assert (dag["params"]["run"], dag["params"]["because"]) == ("", None)  # a reason has to be given
