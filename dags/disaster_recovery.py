@@ -23,6 +23,7 @@ from include.operators.disaster import (
     SwitchToReplica,
 )
 from include.operators.report import WATCHER, Delivered, Watcher
+from include.operators.site import SwitchSite
 from include.policy import load_policy
 
 policy, plan = load_policy(), load_plan()
@@ -138,6 +139,7 @@ with DAG(
     data = CheckDataConsistency(**step("check_data_consistency"), restored_by="restore_from_backup")
     state = CheckApplicationState(**step("check_application_state"), restored_by="restore_from_backup")
     health = CheckServiceHealth(**step("check_service_health"), restored_by="restore_from_backup")
+    switch_site = SwitchSite(**step("switch_site"))
     clean = CleanUp(**step("clean_up")).as_teardown(on_failure_fail_dagrun=False)
     report = ReportDrill(
         task_id="report", steps=TASKS, doc_md="**R5.4, R5.5** Each step's time, RTO, RPO, each check: kept, and told."
@@ -148,7 +150,7 @@ with DAG(
     watcher = Watcher(task_id=WATCHER, doc_md="Fails, and the run with it, when work *or* a teardown failed.")
 
     # Health comes last: the application that is started writes, and what it wrote would be compared.
-    activate >> switch >> locate >> approve >> restore >> [data, state] >> health >> clean
-    work = [activate, switch, locate, approve, restore, data, state, health, clean]
+    activate >> switch >> locate >> approve >> restore >> [data, state] >> health >> switch_site >> clean
+    work = [activate, switch, locate, approve, restore, data, state, health, switch_site, clean]
     work >> report >> delivered
     work >> watcher

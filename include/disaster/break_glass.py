@@ -13,6 +13,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,13 +25,17 @@ from include.disaster.plan import Copy, DisasterPlan, Scenario, Step, Task
 from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE
 from include.pipeline.process import child_environment
+from include.pipeline.store import Bucket
 from include.policy import Policy
+from include.recovery.moments.places import Places
+from include.recovery.scratch import APPLICATION
 
 PROJECT = Path(__file__).parents[2]
 _CLI = "python -m include.cli"
 _PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 _LINE = re.compile(r"^(step|failed) (?P<name>\S+) (?P<began>\S+) (?P<ended>\S+)$", re.MULTILINE)
 _SAID = 12
+_PROFILE = "objects"
 _SECONDS_TO_END = 10
 
 _HEAD = """\
@@ -110,6 +115,52 @@ def break_glass_script(plan: DisasterPlan, policy: Policy, scenario: str, copy: 
             f"{scenario} is not recovered from the {copy}.", mend=f"From {' or '.join(chosen.copies)}, says the plan."
         )
     return "\n".join(_lines(plan, policy, scenario, chosen, copy)) + "\n"
+
+
+@contextlib.contextmanager
+def drill_environment(bucket: Bucket, places: Places, *, expected: Path, scratch: Path) -> Iterator[dict[str, str]]:
+    """What the script asks for, to bring a copy's backups to the places of a drill; its validations are left to others.
+
+    The objects' bucket may have credentials of its own: they are in a file that only we read, and that is gone after.
+    """
+    known = {
+        **bucket.environment(),
+        KEYRING_VARIABLE: os.environ.get(KEYRING_VARIABLE, ""),
+        "PYTHON": sys.executable,
+        "BUCKET": bucket.name,
+        "TO_LOOK_AT": "yes",
+        "UNTIL": "restore_from_backup",
+        "EXPECTED": str(expected),
+    }
+    with tempfile.TemporaryDirectory(prefix="credentials-", dir=scratch) as directory:
+        if places.server and places.database:
+            known |= {**places.server.environment(APPLICATION), "DATABASE": places.database}
+        if places.bucket:
+            known |= {"OBJECTS": places.bucket.name, "UNDER": places.prefix}
+            known |= _profile(places.bucket, Path(directory) / "credentials")
+        if places.configuration:
+            known["CONFIGURATION"] = str(places.configuration)
+        yield known
+
+
+def _profile(bucket: Bucket, file: Path) -> dict[str, str]:
+    """The variables that name a bucket's credentials as a profile of its own, which is written to a file."""
+    names = {
+        "AWS_ACCESS_KEY_ID": "aws_access_key_id",
+        "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
+        "AWS_SESSION_TOKEN": "aws_session_token",
+        "AWS_REGION": "region",
+    }
+    theirs = bucket.environment()
+    lines = [f"{name} = {theirs[variable]}\n" for variable, name in names.items() if variable in theirs]
+    file.touch(mode=0o600)
+    file.write_text(f"[{_PROFILE}]\n{''.join(lines)}", encoding="utf-8")
+    elsewhere = theirs.get("AWS_ENDPOINT_URL")
+    return {
+        "AWS_SHARED_CREDENTIALS_FILE": str(file),
+        "OBJECTS_PROFILE": _PROFILE,
+        **({"OBJECTS_ENDPOINT_URL": elsewhere} if elsewhere else {}),
+    }
 
 
 def run_break_glass(

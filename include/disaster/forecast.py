@@ -14,7 +14,6 @@ from datetime import timedelta
 from typing import Any, Literal, Self, get_args
 
 from include.recovery.moments.plan import RecoveryPlan
-from include.recovery.validation.validation import KINDS
 from include.repository.contents import BASE
 from include.repository.manifest import Manifest
 
@@ -32,6 +31,7 @@ Phase = Literal[
 ]
 """`steps` is what Airflow adds: starting tasks. A recovery unpacks, replays and copies; a full backup is restored."""
 PHASES: tuple[Phase, ...] = get_args(Phase)
+SIDE_BY_SIDE: tuple[Phase, ...] = ("data_consistency", "application_state")
 
 OBJECT_WEIGHT = 100_000
 """An object costs as much as so many bytes more of it."""
@@ -115,9 +115,9 @@ class Forecast:
 
     @property
     def total(self) -> float:
-        """Seconds in all. The three validations run side by side."""
-        beside = max((self.seconds.get(phase, 0.0) for phase in PHASES if phase in KINDS), default=0.0)
-        return beside + sum(seconds for phase, seconds in self.seconds.items() if phase not in KINDS)
+        """Seconds in all. Data and state are looked at side by side, and the service after them."""
+        beside = max(self.seconds.get(phase, 0.0) for phase in SIDE_BY_SIDE)
+        return beside + sum(seconds for phase, seconds in self.seconds.items() if phase not in SIDE_BY_SIDE)
 
     def above(self, limit: timedelta) -> str | None:
         """What to do when it is above a limit, such as half of the RTO; None when it is not."""

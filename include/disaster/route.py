@@ -44,6 +44,13 @@ class Route:
         assert self.full is not None  # noqa: S101
         return self.full.consistency_point.objects_as_of
 
+    @property
+    def way(self) -> RecoveryPlan | Manifest:
+        """Whichever it is."""
+        way = self.recovery or self.full
+        assert way is not None  # noqa: S101 - it is one or the other
+        return way
+
     def lines(self) -> Iterator[str]:
         """The way, as people read it."""
         if self.recovery is not None:
@@ -62,7 +69,6 @@ class Route:
             "because": self.because,
             "reaches": iso(self.reaches),
             "files_as_of": self.files_as_of and iso(self.files_as_of),
-            "words": "\n".join(self.lines()),
         }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from include.disaster.plan import load_plan
+from include.policy import load_policy
 
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
@@ -306,10 +307,12 @@ def test_a_recovery_is_selected_located_proved_approved_restored_validated_and_t
     for before, after in itertools.pairwise(row):
         assert tasks[after]["up"] == [before]
     assert tasks["restore_data"]["rule"] == "none_failed"
-    validations = {"check_data_consistency", "check_application_state", "check_service_health"}
-    for name in validations:  # side by side, and the directory with what they expect is removed behind all of them
+    looks = ["check_application_state", "check_data_consistency"]
+    for name in looks:  # side by side, and before the application is started: it writes
         assert (tasks[name]["up"], tasks[name]["rule"]) == (["restore_data"], "all_success")
-    assert set(tasks["remove_temporary_directory"]["up"]) == validations
+    validations = {*looks, "check_service_health"}
+    assert (tasks["check_service_health"]["up"], tasks["check_service_health"]["rule"]) == (looks, "all_success")
+    assert tasks["remove_temporary_directory"]["up"] == ["check_service_health"]
     assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
     work = {*row, *validations, "remove_temporary_directory"}
     assert work == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
@@ -387,3 +390,30 @@ def test_a_failover_is_found_approved_undone_and_told(bag: dict[str, Any]) -> No
     assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
     assert dag["schedule"] == "NullTimetable"
     assert (dag["params"]["run"], dag["params"]["because"]) == ("", None)  # a reason has to be given
+
+
+@pytest.mark.requirement("R5.3", "R5.4")
+def test_the_recovery_runbook_is_the_plans_and_tells_when_its_time_is_over(bag: dict[str, Any]) -> None:
+    dag, plan = bag["dags"]["disaster_recovery"], load_plan()
+    tasks = dag["tasks"]
+    assert dag["cron"] == plan.drills.schedule
+    assert (dag["deadline"]["seconds"], dag["deadline"]["callback"]) == (
+        load_policy().recovery.rto.total_seconds(),
+        "include.operators.deadline.tell_rto_missed",
+    )
+    assert set(plan.steps) | {"report", "delivered", "watcher"} == set(tasks)
+    for name, step in plan.steps.items():
+        assert tasks[name]["seconds"] == step.limit.total_seconds(), name
+        assert step.undo in tasks[name]["doc"], name
+    way = ["activate_plan", "switch_to_replica", "plan_recovery", "approve", "restore_from_backup"]
+    for earlier, later in itertools.pairwise(way):
+        assert tasks[later]["up"] == [earlier]
+    looks = ["check_application_state", "check_data_consistency"]
+    for check in looks:
+        assert tasks[check]["up"] == ["restore_from_backup"]
+    assert tasks["check_service_health"]["up"] == looks  # the application writes: what it wrote would be compared
+    assert tasks["switch_site"]["up"] == ["check_service_health"]
+    assert tasks["clean_up"]["up"] == ["switch_site"]
+    assert tasks["clean_up"]["teardown"]
+    assert set(tasks["report"]["up"]) == set(plan.steps)
+    assert dag["params"]["mode"] == "drill"
