@@ -124,10 +124,10 @@ def test_what_drills_took_says_how_fast_this_place_is_phase_by_phase() -> None:
     assert "objects" in told.guessed
 
 
-def test_validations_run_side_by_side() -> None:
+def test_data_and_state_are_looked_at_side_by_side_and_the_service_after_them() -> None:
     told = Forecast({"replay": 10.0, "data_consistency": 7.0, "application_state": 9.0, "service_health": 2.0}, {}, ())
 
-    assert told.total == pytest.approx(19.0)
+    assert told.total == pytest.approx(21.0)
 
 
 @pytest.mark.requirement("R5.4")
