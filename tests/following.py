@@ -1,8 +1,8 @@
 """Following a runbook as a person does: its commands in one terminal, and what they say beside what it says to expect.
 
 A ```sh block is typed as it stands, a ```text block behind it is what to expect: each of its lines is among what the
-commands said, in that order; `…` stands for anything, a number for any number. Where it begins with `error` the command
-has to fail. `export NAME=…` is for the person to fill in, and so is what the test gives.
+commands said, in that order; `…` stands for anything, a number for any number. Where it begins with `error:` the last
+command has to fail. `export NAME=…` is for the person to fill in, and so is what the test gives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from include.disaster.plan import load_plan
 ROOT = Path(__file__).parents[1]
 RUNBOOKS = ROOT / "docs" / "runbooks"
 PARTS = re.compile(r"^(?P<heading>#{2,4} [^\n]*)$|^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"\d[\dA-FTZ.,:/+-]*")
+NUMBER = re.compile(r"\d(?:[\dA-FTZ.,:/+-]*[\dA-FZ])?")
 WITHIN = 120.0
 
 NOT_TYPED = {
@@ -119,12 +119,9 @@ class Person:
         self.typed.add(block)
         if block.not_typed or block.to_come:
             return ""
+        kept = f"(export -p; declare -f) > {self._session}"
         done = subprocess.run(
-            [
-                "bash",
-                "-c",
-                f". {self._session}; set -euo pipefail\n{self._filled_in(block)}\nexport -p > {self._session}",
-            ],
+            ["bash", "-c", f". {self._session}; set -euo pipefail\n{self._filled_in(block)}\n{kept}"],
             cwd=self.directory,
             env={"PATH": os.environ["PATH"], "COLUMNS": "200", "LC_ALL": "C.UTF-8", **self.given},
             stdout=subprocess.PIPE,
@@ -134,7 +131,7 @@ class Person:
             check=False,
         )
         where = f"{self.runbook}.md, {block.heading}: {block.first}\n{done.stdout}"
-        assert (done.returncode != 0) == block.expected.startswith("error"), where
+        assert (done.returncode != 0) == bool(re.match(r"(psql: )?error:", block.expected)), where
         missing = unexpected(block.expected, done.stdout)
         assert missing is None, f"{where}\ndoes not say: {missing}"
         return done.stdout

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from include.disaster.plan import load_plan
+from include.pipeline.keys import Keyring
+from include.pipeline.store import Bucket
 from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
-from tests.backed_up import back_up
+from tests.backed_up import back_up, back_up_hour
 from tests.following import ROOT, RUNBOOKS, declared, following, read_blocks
 
 SCALE = 0.05
@@ -51,6 +58,21 @@ class Home:
             **more,
         }
 
+    @property
+    def files(self) -> Bucket:
+        """The application's bucket."""
+        return self.installation.application().objects
+
+    def run(self, statement: str) -> None:
+        """Do something to the live database."""
+        with self.installation.synapse.database.connect(application_name="test", autocommit=True) as session:
+            session.execute(statement.encode())
+
+    def cli(self, *arguments: str, **variables: str) -> None:
+        """A command that somebody ran on an earlier day."""
+        command = [sys.executable, "-m", "include.cli", *arguments]
+        subprocess.run(command, cwd=self.directory, env=self.given(self.primary, **variables), check=True)
+
     def __post_init__(self) -> None:
         profiles = ""
         for profile, settings, server in (
@@ -60,8 +82,10 @@ class Home:
             credentials = server.session().get_credentials()
             assert credentials is not None
             host = server.endpoint_url.removeprefix("http://")
-            profiles += f"[{profile}]\naws_access_key_id = {credentials.access_key}\n"
-            profiles += f"aws_secret_access_key = {credentials.secret_key}\n"
+            profiles += (
+                f"[{profile}]\nregion = {server.region}\nendpoint_url = {server.endpoint_url}\n"
+                f"aws_access_key_id = {credentials.access_key}\naws_secret_access_key = {credentials.secret_key}\n"
+            )
             (self.directory / settings).write_text(
                 f"[default]\naccess_key = {credentials.access_key}\nsecret_key = {credentials.secret_key}\n"
                 f"host_base = {host}\nhost_bucket = {host}\nuse_https = False\nbucket_location = {server.region}\n"
@@ -99,6 +123,123 @@ def test_each_says_who_decides_and_whom_to_tell(runbook: str) -> None:
     for block in read_blocks(runbook):
         if block.script.startswith("airflow dags trigger disaster_recovery"):
             declared(block)
+
+
+@pytest.mark.requirement("R5.1", "R9", "R2.2")
+def test_something_was_deleted_by_mistake(home: Home) -> None:
+    synapse = home.installation.synapse
+    home.installation.settle()
+    before, moment = synapse.fingerprint(), datetime.now(UTC)
+    deleted, ruined = sorted(home.files.keys("uploads/life/"))[:2]
+    home.installation.settle()
+    home.run("DROP TABLE public.attachments")
+    home.files.delete(deleted)
+    home.files.put(ruined, b"by mistake")
+    (synapse.configuration / "environment" / "production.env").write_text("broken")
+    back_up_hour(home.installation, home.directory, "incremental-20261122T020000Z")
+    given = home.given(
+        home.primary,
+        **{"MOMENT": moment.isoformat(), "TABLE": "public.attachments", "PREFIX": "uploads/life/", "KEY": deleted},
+    )
+    with following("accidental_deletion", given, home.directory) as person:
+        person.does("In hand", "With Airflow", *range(1, 8))
+
+    assert same(before, synapse.fingerprint()) == []
+    assert list(home.files.keys("restored/")) == []
+    back_up_hour(home.installation, home.directory, "incremental-20261122T030000Z")
+
+
+@pytest.mark.requirement("R5.3", "R9", "R2.2")
+def test_a_stranger_encrypted_it(home: Home) -> None:
+    synapse, catalog = home.installation.synapse, home.installation.catalog()
+    home.installation.settle()
+    before, moment = synapse.fingerprint(), datetime.now(UTC)
+    home.installation.settle()
+    home.run("UPDATE messages SET body = md5(random()::text)")
+    home.run("DELETE FROM attachments WHERE id % 2 = 0")
+    keys = sorted(home.files.keys("uploads/"))
+    for key in keys[:5]:
+        home.files.put(key, secrets.token_bytes(1000))
+    home.files.delete(keys[5])
+    home.files.put("uploads/README-RANSOM.txt", b"pay")
+    back_up_hour(home.installation, home.directory, "incremental-20261122T040000Z")
+    [piece] = [key for key in catalog.bucket.keys("full/") if "chat_history" in key]
+    for version in list(catalog.bucket.versions(piece)):
+        catalog.bucket.delete_version(piece, version.version_id)
+    given = home.given(home.primary, MOMENT=moment.isoformat(), PIECE=piece)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"):
+        del given[name]
+    with following("corruption", given, home.directory) as person:
+        person.does("In hand", "With Airflow", *range(1, 8))
+
+    assert same(before, synapse.fingerprint()) == []
+    back_up_hour(home.installation, home.directory, "incremental-20261122T050000Z")
+
+
+@pytest.mark.requirement("R7.1", "R9", "R2.2")
+def test_a_key_is_lost(home: Home) -> None:
+    keyring = home.installation.keyring
+    passphrase = secrets.token_urlsafe(24)
+    for escrow in ("older.escrow", "newest.escrow"):
+        home.cli("keyring", "export", escrow, BACKUP_ESCROW_PASSPHRASE=passphrase)
+    keyring.unlink()
+    given = home.given(
+        home.primary,
+        BACKUP_ESCROW_PASSPHRASE=passphrase,
+        ESCROW=str(home.directory / "newest.escrow"),
+        OLDER=str(home.directory / "older.escrow"),
+    )
+    with following("key_loss", given, home.directory) as person:
+        person.does("In hand", 1, 2, 3)
+        lose_the_first_kek(home)
+        person.does(4, 5, 6, 7, 8, 9)
+        assert (person.directory / "new-keyring.json").stat().st_mode & 0o777 == 0o600
+
+    assert len(Keyring.load(keyring).keks) == 3
+
+
+def lose_the_first_kek(home: Home) -> None:
+    """A rotation whose keyring lost the key of before, which is in the older escrow still."""
+    home.cli("keyring", "rotate", "--kind", "kek")
+    keyring = json.loads(home.installation.keyring.read_text())
+    del keyring["keks"][0]
+    home.installation.keyring.write_text(json.dumps(keyring))
+
+
+@pytest.mark.requirement("R5.3", "R9", "R2.2")
+def test_airflow_is_lost_and_synapse_with_it(home: Home) -> None:
+    synapse = home.installation.synapse
+    with following("airflow_loss", home.given(home.primary), home.directory) as person:
+        write_settings(home.installation, person.directory / "my_settings.yaml")
+        person.does("In hand", 1, 2, 3)
+        before = synapse.fingerprint()
+        synapse.destroy()
+        person.does(4, 5, 6)
+
+    assert same(before, synapse.fingerprint()) == []
+
+
+def write_settings(installation: Installation, path: Path) -> None:
+    """The settings file that somebody filled in."""
+    connections = [
+        {"conn_id": name, **{f"conn_{key}": value for key, value in fields.items() if key != "conn_type"}}
+        | {"conn_type": fields["conn_type"]}
+        for name, fields in installation.connections().items()
+    ]
+    path.write_text(json.dumps({"airflow": {"connections": connections, "pools": [], "variables": []}}))
+    path.chmod(0o600)
+
+
+@pytest.mark.requirement("R5.3", "R9", "R2.2")
+def test_the_database_is_lost(home: Home) -> None:
+    synapse = home.installation.synapse
+    before = synapse.fingerprint()
+    home.postgres.crash()
+    home.postgres.reinitialise()
+    with following("database_loss", home.given(home.primary), home.directory) as person:
+        person.does("In hand", "With Airflow", *range(1, 7))
+
+    assert same(before, synapse.fingerprint()) == []
 
 
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
