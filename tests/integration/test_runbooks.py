@@ -21,8 +21,9 @@ from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sandbox.terminal import in_hand
 from tests.backed_up import back_up, back_up_hour
-from tests.following import ROOT, RUNBOOKS, declared, following, read_blocks
+from tests.following import RUNBOOKS, declared, following, read_blocks
 
 SCALE = 0.05
 FOR_PEOPLE = sorted({scenario.runbook for scenario in load_plan().scenarios.values()} | {"key_loss"})
@@ -38,25 +39,9 @@ class Home:
     replica: S3Server
     postgres: PostgresServer
 
-    def given(self, near: S3Server, **more: str) -> dict[str, str]:
-        """The variables of a person beside one of the two stores, with a profile for the other one."""
-        credentials = near.session().get_credentials()
-        assert credentials is not None
-        return {
-            **self.installation.break_glass(),
-            "AWS_ACCESS_KEY_ID": credentials.access_key,
-            "AWS_SECRET_ACCESS_KEY": credentials.secret_key,
-            "AWS_ENDPOINT_URL": near.endpoint_url,
-            "AWS_REGION": near.region,
-            "AWS_SHARED_CREDENTIALS_FILE": str(self.directory / "credentials"),
-            "REPLICA_PROFILE": "synapse-dr",
-            "REPLICA_ENDPOINT_URL": self.replica.endpoint_url,
-            "CHECKOUT": str(self.installation.synapse.configuration),
-            "HOME": str(self.directory),
-            "PYTHONPATH": str(ROOT),
-            "PATH": f"{ROOT / '.venv/bin'}:{self.postgres.binaries}:/usr/local/bin:/usr/bin:/bin",
-            **more,
-        }
+    def given(self, **more: str) -> dict[str, str]:
+        """What one of its people has in hand, near the primary region."""
+        return in_hand(self.installation, self.directory / "home") | more
 
     @property
     def files(self) -> Bucket:
@@ -71,26 +56,7 @@ class Home:
     def cli(self, *arguments: str, **variables: str) -> None:
         """A command that somebody ran on an earlier day."""
         command = [sys.executable, "-m", "include.cli", *arguments]
-        subprocess.run(command, cwd=self.directory, env=self.given(self.primary, **variables), check=True)
-
-    def __post_init__(self) -> None:
-        profiles = ""
-        for profile, settings, server in (
-            ("synapse", ".s3cfg", self.primary),
-            ("synapse-dr", ".s3cfg-dr", self.replica),
-        ):
-            credentials = server.session().get_credentials()
-            assert credentials is not None
-            host = server.endpoint_url.removeprefix("http://")
-            profiles += (
-                f"[{profile}]\nregion = {server.region}\nendpoint_url = {server.endpoint_url}\n"
-                f"aws_access_key_id = {credentials.access_key}\naws_secret_access_key = {credentials.secret_key}\n"
-            )
-            (self.directory / settings).write_text(
-                f"[default]\naccess_key = {credentials.access_key}\nsecret_key = {credentials.secret_key}\n"
-                f"host_base = {host}\nhost_bucket = {host}\nuse_https = False\nbucket_location = {server.region}\n"
-            )
-        (self.directory / "credentials").write_text(profiles)
+        subprocess.run(command, cwd=self.directory, env=self.given(**variables), check=True)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +104,6 @@ def test_something_was_deleted_by_mistake(home: Home) -> None:
     (synapse.configuration / "environment" / "production.env").write_text("broken")
     back_up_hour(home.installation, home.directory, "incremental-20261122T020000Z")
     given = home.given(
-        home.primary,
         **{"MOMENT": moment.isoformat(), "TABLE": "public.attachments", "PREFIX": "uploads/life/", "KEY": deleted},
     )
     with following("accidental_deletion", given, home.directory) as person:
@@ -166,7 +131,7 @@ def test_a_stranger_encrypted_it(home: Home) -> None:
     [piece] = [key for key in catalog.bucket.keys("full/") if "chat_history" in key]
     for version in list(catalog.bucket.versions(piece)):
         catalog.bucket.delete_version(piece, version.version_id)
-    given = home.given(home.primary, MOMENT=moment.isoformat(), PIECE=piece)
+    given = home.given(MOMENT=moment.isoformat(), PIECE=piece)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"):
         del given[name]
     with following("corruption", given, home.directory) as person:
@@ -184,7 +149,6 @@ def test_a_key_is_lost(home: Home) -> None:
         home.cli("keyring", "export", escrow, BACKUP_ESCROW_PASSPHRASE=passphrase)
     keyring.unlink()
     given = home.given(
-        home.primary,
         BACKUP_ESCROW_PASSPHRASE=passphrase,
         ESCROW=str(home.directory / "newest.escrow"),
         OLDER=str(home.directory / "older.escrow"),
@@ -209,7 +173,7 @@ def lose_the_first_kek(home: Home) -> None:
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
 def test_airflow_is_lost_and_synapse_with_it(home: Home) -> None:
     synapse = home.installation.synapse
-    with following("airflow_loss", home.given(home.primary), home.directory) as person:
+    with following("airflow_loss", home.given(), home.directory) as person:
         write_settings(home.installation, person.directory / "my_settings.yaml")
         person.does("In hand", 1, 2, 3)
         before = synapse.fingerprint()
@@ -236,7 +200,7 @@ def test_the_database_is_lost(home: Home) -> None:
     before = synapse.fingerprint()
     home.postgres.crash()
     home.postgres.reinitialise()
-    with following("database_loss", home.given(home.primary), home.directory) as person:
+    with following("database_loss", home.given(), home.directory) as person:
         person.does("In hand", "With Airflow", *range(1, 7))
 
     assert same(before, synapse.fingerprint()) == []
@@ -250,7 +214,14 @@ def test_the_primary_region_is_lost(home: Home) -> None:
     with PostgresServer(home.directory / "postgres-dr", major=18, durable=False) as server:
         home.postgres.crash()
         home.primary.crash()
-        given = home.given(home.replica, CHECKOUT=str(home.directory / "dr"), **server.superuser.environment())
+        credentials = home.replica.session().get_credentials()
+        assert credentials is not None
+        given = home.given(
+            **{"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key},
+            **{"AWS_ENDPOINT_URL": home.replica.endpoint_url, "AWS_REGION": home.replica.region},
+            **server.superuser.environment(),
+            CHECKOUT=str(home.directory / "dr"),
+        )
         with following("region_loss", given, home.directory) as person:
             person.does("In hand", "With Airflow", *range(1, 9))
         back = type(synapse)(server.superuser, home.replica.client(), "synapse-files-dr", home.directory / "dr")
