@@ -42,7 +42,7 @@ NOT_TYPED = {
     "docker compose": "there is no Docker where the tests run; make airflow starts the same services",
 }
 """Commands that no test types, by how they begin, and why."""
-BEING_BUILT = ("break-glass", "validate", "site")
+BEING_BUILT = ("break-glass", "validate", "site", "last-good")
 """Commands of the command line that are to come: typed as soon as they are there."""
 
 
