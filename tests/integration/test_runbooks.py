@@ -21,11 +21,13 @@ from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
-from include.sandbox.terminal import in_hand
+from include.sandbox.synapse import Synapse
+from include.sandbox.terminal import PROJECT, in_hand
 from tests.backed_up import back_up, back_up_hour
 from tests.following import RUNBOOKS, declared, following, read_blocks
 
 SCALE = 0.05
+FILES = "synapse-files-dr"
 FOR_PEOPLE = sorted({scenario.runbook for scenario in load_plan().scenarios.values()} | {"key_loss"})
 
 
@@ -38,6 +40,8 @@ class Home:
     primary: S3Server
     replica: S3Server
     postgres: PostgresServer
+    backed_up: Fingerprint
+    """What the newest backup is of: the application that a validation starts writes, too."""
 
     def given(self, **more: str) -> dict[str, str]:
         """What one of its people has in hand, near the primary region."""
@@ -47,6 +51,11 @@ class Home:
     def files(self) -> Bucket:
         """The application's bucket."""
         return self.installation.application().objects
+
+    def back_up(self, backup: str) -> None:
+        """Let an hour be over."""
+        back_up_hour(self.installation, self.directory, backup)
+        self.backed_up = self.installation.synapse.fingerprint()
 
     def run(self, statement: str) -> None:
         """Do something to the live database."""
@@ -70,7 +79,7 @@ def home(sandbox_directory: Path) -> Iterator[Home]:
         replica = stack.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))
         installation = Installation.make(directory, postgres=postgres, primary=primary, replica=replica, scale=SCALE)
         back_up(installation, directory)
-        yield Home(directory, installation, primary, replica, postgres)
+        yield Home(directory, installation, primary, replica, postgres, installation.synapse.fingerprint())
 
 
 def same(before: Fingerprint, after: Fingerprint) -> list[str]:
@@ -102,7 +111,7 @@ def test_something_was_deleted_by_mistake(home: Home) -> None:
     home.files.delete(deleted)
     home.files.put(ruined, b"by mistake")
     (synapse.configuration / "environment" / "production.env").write_text("broken")
-    back_up_hour(home.installation, home.directory, "incremental-20261122T020000Z")
+    home.back_up("incremental-20261122T020000Z")
     given = home.given(
         **{"MOMENT": moment.isoformat(), "TABLE": "public.attachments", "PREFIX": "uploads/life/", "KEY": deleted},
     )
@@ -111,7 +120,7 @@ def test_something_was_deleted_by_mistake(home: Home) -> None:
 
     assert same(before, synapse.fingerprint()) == []
     assert list(home.files.keys("restored/")) == []
-    back_up_hour(home.installation, home.directory, "incremental-20261122T030000Z")
+    home.back_up("incremental-20261122T030000Z")
 
 
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
@@ -127,7 +136,7 @@ def test_a_stranger_encrypted_it(home: Home) -> None:
         home.files.put(key, secrets.token_bytes(1000))
     home.files.delete(keys[5])
     home.files.put("uploads/README-RANSOM.txt", b"pay")
-    back_up_hour(home.installation, home.directory, "incremental-20261122T040000Z")
+    home.back_up("incremental-20261122T040000Z")
     [piece] = [key for key in catalog.bucket.keys("full/") if "chat_history" in key]
     for version in list(catalog.bucket.versions(piece)):
         catalog.bucket.delete_version(piece, version.version_id)
@@ -138,7 +147,7 @@ def test_a_stranger_encrypted_it(home: Home) -> None:
         person.does("In hand", "With Airflow", *range(1, 8))
 
     assert same(before, synapse.fingerprint()) == []
-    back_up_hour(home.installation, home.directory, "incremental-20261122T050000Z")
+    home.back_up("incremental-20261122T050000Z")
 
 
 @pytest.mark.requirement("R7.1", "R9", "R2.2")
@@ -173,14 +182,16 @@ def lose_the_first_kek(home: Home) -> None:
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
 def test_airflow_is_lost_and_synapse_with_it(home: Home) -> None:
     synapse = home.installation.synapse
-    with following("airflow_loss", home.given(), home.directory) as person:
+    with following("airflow_loss", home.given(PROJECT=str(PROJECT)), home.directory) as person:
         write_settings(home.installation, person.directory / "my_settings.yaml")
         person.does("In hand", 1, 2, 3)
-        before = synapse.fingerprint()
         synapse.destroy()
-        person.does(4, 5, 6)
-
-    assert same(before, synapse.fingerprint()) == []
+        person.does(4)
+        synapse.destroy()
+        (person.directory / "expected.json").unlink(missing_ok=True)
+        person.does(5)
+        assert same(home.backed_up, synapse.fingerprint()) == []
+        person.does(6)
 
 
 def write_settings(installation: Installation, path: Path) -> None:
@@ -196,33 +207,32 @@ def write_settings(installation: Installation, path: Path) -> None:
 
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
 def test_the_database_is_lost(home: Home) -> None:
-    synapse = home.installation.synapse
-    before = synapse.fingerprint()
     home.postgres.crash()
     home.postgres.reinitialise()
     with following("database_loss", home.given(), home.directory) as person:
-        person.does("In hand", "With Airflow", *range(1, 7))
-
-    assert same(before, synapse.fingerprint()) == []
+        person.does("In hand", "With Airflow", 1, 2, 3)
+        assert same(home.backed_up, home.installation.synapse.fingerprint()) == []
+        person.does(4, 5, 6)
 
 
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
 def test_the_primary_region_is_lost(home: Home) -> None:
-    synapse = home.installation.synapse
-    before = synapse.fingerprint()
-    home.replica.create_bucket("synapse-files-dr")
+    credentials = home.replica.session().get_credentials()
+    assert credentials is not None
+    checkout, client = home.directory / "dr", home.replica.client()
+    if FILES not in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}:
+        home.replica.create_bucket(FILES)
     with PostgresServer(home.directory / "postgres-dr", major=18, durable=False) as server:
         home.postgres.crash()
         home.primary.crash()
-        credentials = home.replica.session().get_credentials()
-        assert credentials is not None
         given = home.given(
             **{"AWS_ACCESS_KEY_ID": credentials.access_key, "AWS_SECRET_ACCESS_KEY": credentials.secret_key},
             **{"AWS_ENDPOINT_URL": home.replica.endpoint_url, "AWS_REGION": home.replica.region},
             **server.superuser.environment(),
-            CHECKOUT=str(home.directory / "dr"),
+            CHECKOUT=str(checkout),
         )
         with following("region_loss", given, home.directory) as person:
-            person.does("In hand", "With Airflow", *range(1, 9))
-        back = type(synapse)(server.superuser, home.replica.client(), "synapse-files-dr", home.directory / "dr")
-        assert same(before, back.fingerprint()) == []
+            person.does("In hand", "With Airflow", 1, 2, 3, 4)
+            back = Synapse(server.superuser, client, FILES, checkout).fingerprint()
+            assert same(home.backed_up, back) == []
+            person.does(5, 6, 7, 8)
