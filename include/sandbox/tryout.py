@@ -11,11 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from include.errors import BackupError
-from include.sandbox.airflow import ADMIN, AirflowServices
+from include.sandbox.airflow import ADMIN, APPROVER, AirflowServices
 from include.sandbox.application import SynapseService
 from include.sandbox.installation import Installation
 from include.sandbox.mailbox import Mail, Mailbox
 from include.sandbox.stage import installed, out, stage, step
+from include.sandbox.terminal import write_terminal
 
 DAG = "full_backup"
 LOOK_SECONDS = 1.0
@@ -64,8 +65,10 @@ def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Instal
         "address": services.url,
         "user": ADMIN,
         "password": services.password,
+        "who approves": f"{APPROVER} / {services.passwords[APPROVER]}",
         "mails": str(mailbox.directory),
         "Synapse": f"{live.url}/health",
+        "in a terminal": f". {write_terminal(installation, mailbox.directory.parent)}",
     }.items():
         table.add_row(f"[bold]{name}[/]", escape(value))
     out.print()
@@ -76,6 +79,7 @@ def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Instal
         "2. Trigger the DAG, with a note why: the backup is one of its own, and its report says who wanted it and why.",
         f"3. chmod 644 {installation.keyring} and trigger again: read the alert, follow its link to the runbook,"
         " mend it (chmod 600) and clear the failed tasks.",
+        "4. docs/training.md: exercises with answers; for most of them type the line above in a terminal of your own.",
     ):
         out.print(escape(line), soft_wrap=True)
     out.print("\nCtrl-C stops everything and removes it.\n")
