@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import DAG, AsyncCallback, DeadlineAlert, DeadlineReference, Param
+from airflow.sdk import DAG, AsyncCallback, DeadlineAlert, Param
 
+from include.airflow_plugin.deadline import Declared
 from include.disaster.plan import COPIES, MODES, TASKS, load_plan
 from include.operators.deadline import tell_rto_missed
 from include.operators.disaster import (
@@ -112,7 +113,7 @@ with DAG(
     tags=["recovery", "R5.3"],
     default_args={"owner": "backup"},
     deadline=DeadlineAlert(
-        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        reference=Declared(),
         interval=policy.recovery.rto,
         callback=AsyncCallback(tell_rto_missed),
     ),

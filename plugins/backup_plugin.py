@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from airflow.plugins_manager import AirflowPlugin
 
 from include.airflow_plugin import runbooks, validations
+from include.airflow_plugin.deadline import Declared
 from include.airflow_plugin.runbooks import RunbookLink
 
 
@@ -16,3 +17,4 @@ class BackupPlugin(AirflowPlugin):
     name = "synapse_backups"
     fastapi_apps: ClassVar[list[Any]] = [runbooks.MOUNTED, validations.MOUNTED]
     global_operator_extra_links: ClassVar[list[Any]] = [RunbookLink()]
+    deadline_references: ClassVar[list[Any]] = [Declared]

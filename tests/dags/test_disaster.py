@@ -6,23 +6,33 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import boto3
+import psutil
+import psycopg
 import pytest
 from psycopg import sql
 
+from include.backup.scratch import SCRATCH_VARIABLE
 from include.disaster import isolation
-from include.disaster.history import read_drills
+from include.disaster.history import Drill, read_drills
 from include.disaster.isolation import stamp
-from include.sandbox.airflow import AirflowClient, AirflowServices
+from include.disaster.plan import load_plan
+from include.pipeline.store import Bucket, NotAllowed
+from include.policy.loader import DEFAULT as POLICY
+from include.sandbox.airflow import APPROVER, AirflowClient, AirflowServices, polls
 from include.sandbox.installation import RECOVERED, Installation
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
-from tests.backed_up import back_up
+from tests.backed_up import INCREMENT, back_up
 
 DAG = "disaster_recovery"
+UNDO = "undo_failover"
+SWITCHES = """{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:PutObject", "s3:GetObject"],
+    "Resource": ["arn:aws:s3:::BUCKET/state/site/*"]}]}"""
 ACCESS = Path(isolation.__file__).with_name("drill_access.json")
 SCALE = 0.1
 RUN_WITHIN = 240.0
@@ -38,22 +48,43 @@ class Disaster:
     mailbox: Mailbox
     target: PostgresServer
     recovered: str
+    connections: dict[str, dict[str, object]]
 
-    def run(self, **conf: object) -> tuple[str, str]:
-        """A run of the runbook, and how it ended."""
+    def declare(self, **conf: object) -> str:
+        """Begin a run of the runbook."""
         self.client.unpause(DAG)
-        run = self.client.trigger(DAG, conf=conf)
-        return run, self.client.wait(DAG, run, within=RUN_WITHIN)
+        return self.client.trigger(DAG, conf=conf)
 
-    def explain(self, run: str) -> str:
+    def must_end_well(self, run: str, dag: str = DAG) -> None:
+        """Wait for a run to be green."""
+        assert self.client.wait(dag, run, within=RUN_WITHIN) == "success", self.explain(run, dag)
+
+    def explain(self, run: str, dag: str = DAG) -> str:
         """The errors in the log of each failed task."""
         return "\n".join(
             f"{name} {line}"
-            for name, task in self.client.tasks(DAG, run).items()
+            for name, task in self.client.tasks(dag, run).items()
             if task["state"] == "failed" and name != "watcher"
-            for line in self.client.log(DAG, run, name, try_number=task["try_number"]).splitlines()
+            for line in self.client.log(dag, run, name, try_number=task["try_number"]).splitlines()
             if '"level": "error"' in line
         )
+
+    def record(self, run: str) -> Drill:
+        """What the bucket tells of a run."""
+        [drill] = [each for each in read_drills([self.installation.replica_catalog()]) if each.run == stamp_of(run)]
+        return drill
+
+    def left_of_drills(self) -> list[str]:
+        """Whatever is left of any drill: databases, versions of objects, directories."""
+        with self.target.superuser.connect(application_name="test", autocommit=True) as session:
+            named = session.execute("SELECT datname FROM pg_database WHERE datname LIKE 'drill%'").fetchall()
+        versions = self.installation.replica.client().list_object_versions(Bucket=self.recovered)
+        scratch = Path(self.installation.variables()[SCRATCH_VARIABLE])
+        return [
+            *(name for (name,) in named),
+            *(version["Key"] for version in (*versions.get("Versions", []), *versions.get("DeleteMarkers", []))),
+            *(path.name for path in scratch.iterdir()),
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +98,13 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         stack.enter_context(lost)
         stack.enter_context(primary)
         installation = Installation.make(
-            home, postgres=lost, primary=primary, replica=s3_replica, suffix="-disaster", scale=SCALE
+            home,
+            postgres=lost,
+            primary=primary,
+            replica=s3_replica,
+            suffix="-disaster",
+            scale=SCALE,
+            dr_postgres=postgres18,
         )
         back_up(installation, home)
         recovered = s3_replica.create_bucket(f"{RECOVERED}-disaster")
@@ -75,30 +112,31 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         lost.crash()
         primary.crash()
         mailbox = stack.enter_context(Mailbox(home / "mails"))
-        user = drill_user(s3_replica, installation.replica_backups, recovered)
+        known, user = installation.connections(), drill_user(s3_replica, installation.replica_backups, recovered)
+        connections = {
+            # All that a run is given: nothing of the region that is lost.
+            "synapse_backups_replica": user(installation.replica_backups),
+            "synapse_database_scratch": drill,
+            "synapse_recovery_objects": user(recovered),
+            "synapse_notifications": mailbox.connection(),
+            **{name: known[name] for name in known if name.startswith("synapse_dr_") or name == "synapse_dns"},
+        }
         services = AirflowServices(
             home / "airflow",
             metadata=postgres18.superuser.with_database("airflow_disaster"),
-            connections={
-                # All that the run is given: nothing of the region that is lost.
-                "synapse_backups_replica": user(installation.replica_backups),
-                "synapse_database_scratch": drill,
-                "synapse_recovery_objects": user(recovered),
-                "synapse_notifications": mailbox.connection(),
-            },
+            connections=connections,
             variables=installation.variables(),
             triggerer=True,
         )
         stack.enter_context(services)
-        yield Disaster(installation, services, services.client(), mailbox, postgres18, recovered)
+        yield Disaster(installation, services, services.client(), mailbox, postgres18, recovered, connections)
 
 
 def drill_user(store: S3Server, backups: str, recovered: str) -> Callable[[str], dict[str, object]]:
     """A user that may do what a drill has to, and no more; its connection to a bucket."""
     iam = store.session().client("iam", endpoint_url=store.endpoint_url)
-    access = ACCESS.read_text().replace("synapse-backups-dr", backups).replace("synapse-recovered-dr", recovered)
     iam.create_user(UserName="drill")
-    iam.put_user_policy(UserName="drill", PolicyName="drill", PolicyDocument=access)
+    allow(store, ACCESS.read_text().replace("synapse-backups-dr", backups).replace("synapse-recovered-dr", recovered))
     key = iam.create_access_key(UserName="drill")["AccessKey"]
 
     def connection(bucket: str) -> dict[str, object]:
@@ -114,6 +152,12 @@ def drill_user(store: S3Server, backups: str, recovered: str) -> Callable[[str],
         }
 
     return connection
+
+
+def allow(store: S3Server, access: str, name: str = "drill") -> None:
+    """Give the user of drills a policy, beside those that it has."""
+    iam = store.session().client("iam", endpoint_url=store.endpoint_url)
+    iam.put_user_policy(UserName="drill", PolicyName=name, PolicyDocument=access)
 
 
 def drill_login(server: PostgresServer) -> dict[str, object]:
@@ -132,16 +176,171 @@ def drill_login(server: PostgresServer) -> dict[str, object]:
     }
 
 
-@pytest.mark.requirement("R5.3", "R5.4", "R5.5")
-def test_the_service_answers_from_the_replica_alone(on: Disaster) -> None:
-    run, state = on.run(scenario="region_lost")
-    assert state == "success", on.explain(run)
-    [drill] = [each for each in read_drills([on.installation.replica_catalog()]) if each.run == stamp_of(run)]
-    states = {step.task: step.state for step in drill.steps}
-    assert states["restore_from_backup"] == "success"
-    assert states["approve"] == "skipped"
-
-
 def stamp_of(run: str) -> str:
     """The name of a run of the runbook, as its id tells the moment."""
     return stamp(datetime.fromisoformat(run.removeprefix("manual__")))
+
+
+@pytest.mark.requirement("R5.2", "R5.3", "R5.4", "R5.5")
+def test_the_service_answers_from_the_replica_alone_and_the_report_has_everything(on: Disaster) -> None:
+    run = on.declare(scenario="region_lost")
+    on.must_end_well(run)
+    drill = on.record(run)
+    assert drill.passed
+    states = {step.task: step.state for step in drill.steps}
+    assert {task for task, state in states.items() if state != "success"} == {"approve", "switch_site"}
+    assert all(step.began and step.ended for step in drill.steps if step.state == "success")
+    assert drill.rto is not None
+    assert drill.rpo is not None
+    assert timedelta() < drill.rto < timedelta(seconds=RUN_WITHIN)
+    assert timedelta() <= drill.rpo < timedelta(minutes=10)
+    looked = {(look.kind, look.name) for look in drill.checks}
+    for check in (
+        ("data_consistency", "rows"),
+        ("data_consistency", "orphans of a foreign key"),
+        ("service_health", "login"),
+        ("service_health", "upload"),
+        ("service_health", "new message"),
+    ):
+        assert check in looked
+    [mail] = [mail for mail in on.mailbox.mails if "Drill region_lost from the replica" in mail.subject]
+    for words in ("RTO", "RPO", "step restore_from_backup", "step check_service_health", "checks"):
+        assert words in mail.text()
+    log = on.client.log(DAG, run, "report")
+    assert all(look.name in log for look in drill.checks)
+    page = on.client.page(str(on.client.links(DAG, run, "check_service_health")["Validation"]))
+    assert "new message" in page
+    measured = {phase.name for phase in drill.phases}
+    assert {"unpack", "replay", "copy", "objects", "configuration", "steps", "service_health"} <= measured
+    assert on.left_of_drills() == []
+
+
+@pytest.mark.requirement("R5.3")
+def test_several_drills_at_once_do_not_meet_and_the_script_is_one_of_them(on: Disaster) -> None:
+    runs = {name: on.declare(scenario=name, copy="replica") for name in ("airflow_lost", "ransomware", "table_dropped")}
+    for run in runs.values():
+        on.must_end_well(run)
+    assert on.left_of_drills() == []
+    drills = {name: on.record(run) for name, run in runs.items()}
+    assert all(drill.passed for drill in drills.values())
+    assert on.client.xcom(DAG, runs["airflow_lost"], "restore_from_backup")["script"][-1] == "restore_from_backup"
+    assert {look.kind for look in drills["airflow_lost"].checks} == {
+        "data_consistency",
+        "application_state",
+        "service_health",
+    }
+    subjects = {look.subject for look in drills["table_dropped"].checks if look.name == "rows"}
+    assert subjects == {"public.attachments"}
+    assert on.client.xcom(DAG, runs["ransomware"], "switch_to_replica")["target"] == INCREMENT
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_drill_that_is_killed_half_way_leaves_nothing(on: Disaster) -> None:
+    run = on.declare(scenario="region_lost")
+    task = on.client.wait_for_task(DAG, run, "restore_from_backup", {"running"}, within=RUN_WITHIN)
+    for _ in polls(RUN_WITHIN, "the drill's places"):
+        if any(name.startswith("drill") for name in on.left_of_drills()):
+            break
+    psutil.Process(task["pid"]).kill()
+    # Nobody tries it again: the run is over, and what it made goes all the same.
+    on.client.wait_for_task(DAG, run, "restore_from_backup", {"up_for_retry", "failed"}, within=RUN_WITHIN)
+    on.client.set_task(DAG, run, "restore_from_backup", "failed")
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
+    assert on.client.task_states(DAG, run)["clean_up"] == "success"
+    assert on.left_of_drills() == []
+    drill = on.record(run)
+    assert "restore_from_backup failed" in drill.missed
+    assert "nothing came back" in drill.missed
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_a_drill_is_given_could_not_write_to_anything_live(on: Disaster, s3_replica: S3Server) -> None:
+    given = on.connections["synapse_backups_replica"]
+    session = boto3.Session(str(given["login"]), str(given["password"]), region_name=s3_replica.region)
+    dr_files, backups = on.installation.dr_files, on.installation.replica_backups
+    for name, key in ((backups, "manifests/full/x.json"), (backups, "packs/x"), (dr_files, "uploads/x")):
+        bucket = Bucket(session, name, region=s3_replica.region, endpoint_url=s3_replica.endpoint_url)
+        with pytest.raises(NotAllowed):
+            bucket.create(key, b"x")
+        with pytest.raises(NotAllowed):
+            bucket.delete(key)
+    login = on.connections["synapse_database_scratch"]
+    user = on.target.login(str(login["login"]), str(login["password"]))
+    with (
+        pytest.raises(psycopg.errors.InsufficientPrivilege),
+        user.with_database("airflow_disaster").connect(application_name="test", autocommit=True) as connection,
+    ):
+        connection.execute("DELETE FROM dag_run")
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_a_failover_waits_for_somebody_else_is_resumed_where_it_failed_and_undone(
+    on: Disaster, s3_replica: S3Server
+) -> None:
+    approver = on.services.client(APPROVER)
+    asked = {"mode": "failover", "scenario": "region_lost", "site": "dr"}
+    run = on.declare(**asked)
+    on.client.wait_for_task(DAG, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.client.answer(DAG, run, "approve", "Approve")
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
+    assert "somebody else has to" in on.explain(run)
+    assert on.record(run).reaches is None
+
+    run = on.declare(**asked)
+    on.client.wait_for_task(DAG, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    approver.answer(DAG, run, "approve", "Approve")
+    assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
+    states = on.client.task_states(DAG, run)
+    assert (states["check_service_health"], states["switch_site"]) == ("success", "failed")  # drills may not switch
+    assert active(on) == "home.synapse.example"
+
+    allow(s3_replica, SWITCHES.replace("BUCKET", on.installation.replica_backups), name="switches")
+    on.client.clear(DAG, run, only_failed=True)
+    on.must_end_well(run)
+    assert active(on) == "dr.synapse.example"
+    assert "SYNAPSE_SITE=dr" in (on.installation.dr_configuration / "environment" / "production.env").read_text()
+    with on.target.superuser.with_database("synapse").connect(application_name="test") as session:
+        (messages,) = session.execute("SELECT count(*) FROM messages").fetchone() or (0,)
+    assert messages > 0
+
+    on.client.unpause(UNDO)
+    undone = on.client.trigger(UNDO, conf={"because": "the first region is back"})
+    on.client.wait_for_task(UNDO, undone, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    approver.answer(UNDO, undone, "approve", "Approve")
+    on.must_end_well(undone, UNDO)
+    assert active(on) == "home.synapse.example"
+    assert "SYNAPSE_SITE=dr" not in (on.installation.dr_configuration / "environment" / "production.env").read_text()
+
+
+def active(on: Disaster) -> str:
+    """What the name that users know leads to."""
+    service, dns = load_plan().switches.service, on.installation.dns()
+    [zone] = [each for each in dns.list_hosted_zones()["HostedZones"] if each["Name"] == service.zone]
+    records = dns.list_resource_record_sets(HostedZoneId=zone["Id"])["ResourceRecordSets"]
+    [record] = [each for each in records if each["Name"] == service.name]
+    return str(record["ResourceRecords"][0]["Value"])
+
+
+@pytest.mark.soak
+@pytest.mark.requirement("R5.4")
+def test_when_the_rto_is_over_people_are_told_while_it_still_runs(on: Disaster, tmp_path: Path) -> None:
+    """Another Airflow beside the first one, whose policy promises three seconds."""
+    policy = tmp_path / "impatient.yaml"
+    policy.write_text(POLICY.read_text().replace("rto: 4 hours", "rto: 3 s"))
+    variables = {**on.installation.variables(), "BACKUP_POLICY": str(policy)}
+    with AirflowServices(
+        tmp_path / "airflow",
+        metadata=on.target.superuser.with_database("airflow_impatient"),
+        connections=on.connections,
+        variables=variables,
+        triggerer=True,
+    ) as services:
+        client = services.client()
+        client.unpause(DAG)
+        run = client.trigger(DAG, conf={"scenario": "region_lost"})
+        for _ in polls(RUN_WITHIN, "the mail that the RTO is over"):
+            if any("the RTO is over" in mail.subject and run in mail.text() for mail in on.mailbox.mails):
+                break
+        client.wait(DAG, run, within=RUN_WITHIN)
+        report = client.xcom(DAG, run, "report")
+    assert any("RTO of" in words for words in report["missed"])
