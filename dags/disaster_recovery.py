@@ -13,6 +13,9 @@ from include.operators.disaster import (
     IN_TURN,
     ActivatePlan,
     ApproveFailover,
+    CheckApplicationState,
+    CheckDataConsistency,
+    CheckServiceHealth,
     CleanUp,
     PlanRecovery,
     ReportDrill,
@@ -20,6 +23,7 @@ from include.operators.disaster import (
     SwitchToReplica,
 )
 from include.operators.report import WATCHER, Delivered, Watcher
+from include.operators.site import SwitchSite
 from include.policy import load_policy
 
 policy, plan = load_policy(), load_plan()
@@ -90,8 +94,8 @@ with DAG(
     3. **plan_recovery**: base and log, or a full backup where the chain is broken; the forecast for today's size.
     4. **approve** asks *somebody else* than who declared it, for a failover only.
     5. **restore_from_backup** brings everything back. Where Airflow is the loss, a break-glass script does it.
-    6. **check_data_consistency**, **check_application_state**, **check_service_health**: side by side; the last one
-       starts the application and uses it. Each keeps a page, which its button *Validation* opens.
+    6. **check_data_consistency** and **check_application_state**, side by side; then **check_service_health** starts
+       the application and uses it. Each keeps a page, which its button *Validation* opens.
     7. **switch_site**, for a failover only: the pointer to the active site, its configuration, the service record.
        `undo_failover` takes it back.
     8. **clean_up** removes everything that a drill made.
@@ -132,6 +136,10 @@ with DAG(
         fail_on_reject=True,  # else the report and the watcher are skipped with the rest
     )
     restore = RestoreFromBackup(**step("restore_from_backup"))
+    data = CheckDataConsistency(**step("check_data_consistency"), restored_by="restore_from_backup")
+    state = CheckApplicationState(**step("check_application_state"), restored_by="restore_from_backup")
+    health = CheckServiceHealth(**step("check_service_health"), restored_by="restore_from_backup")
+    switch_site = SwitchSite(**step("switch_site"))
     clean = CleanUp(**step("clean_up")).as_teardown(on_failure_fail_dagrun=False)
     report = ReportDrill(
         task_id="report", steps=TASKS, doc_md="**R5.4, R5.5** Each step's time, RTO, RPO, each check: kept, and told."
@@ -141,7 +149,8 @@ with DAG(
     ).as_teardown(on_failure_fail_dagrun=False)
     watcher = Watcher(task_id=WATCHER, doc_md="Fails, and the run with it, when work *or* a teardown failed.")
 
-    activate >> switch >> locate >> approve >> restore >> clean
-    work = [activate, switch, locate, approve, restore, clean]
+    # Health comes last: the application that is started writes, and what it wrote would be compared.
+    activate >> switch >> locate >> approve >> restore >> [data, state] >> health >> switch_site >> clean
+    work = [activate, switch, locate, approve, restore, data, state, health, switch_site, clean]
     work >> report >> delivered
     work >> watcher

@@ -16,10 +16,17 @@ from include.operators.recovery import (
     ReportRecovery,
     RestoreData,
     SelectTimestamp,
-    ValidateRecovered,
     VerifyPlan,
 )
 from include.operators.report import WATCHER, Delivered, Watcher
+from include.operators.validation import (
+    DATA,
+    SERVICE,
+    STATE,
+    CheckApplicationState,
+    CheckDataConsistency,
+    CheckServiceHealth,
+)
 from include.policy import load_policy
 
 policy = load_policy()
@@ -94,7 +101,8 @@ with DAG(
     4. **approve** asks a person, for `live` only: *somebody else* than who triggered the run, within
        {policy.recovery.rto}, in Airflow's *Required Actions*, where the plan is, too.
     5. **restore_data** carries that plan out. Every byte is proved as it comes.
-    6. **validate** looks at what was brought back (R5.2).
+    6. **check_data_consistency** and **check_application_state** look at what was brought back, side by side;
+       **check_service_health** starts the application on it (R5.2). Each has a button **Validation**: every check.
     7. **report**: what is where, and how to remove it.
 
     **It is red?** What is live is as it was until `restore_data` with `live`. Open the first red task: its log ends
@@ -140,10 +148,23 @@ with DAG(
         execution_timeout=2 * policy.recovery.rto,
         doc_md="**R5.1** The plan, carried out. A second try removes first what the first one left in scratch places.",
     )
-    validate = ValidateRecovered(
-        task_id="validate",
+    data = CheckDataConsistency(
+        task_id=DATA,
+        restored_by="restore_data",
         execution_timeout=policy.recovery.rto,
-        doc_md="**R5.2** What came back is all there, consistent, and of the moment that the plan says.",
+        doc_md="**R5.2** Rows and digests as recorded; keys, foreign keys, sequences and indexes sound.",
+    )
+    state = CheckApplicationState(
+        task_id=STATE,
+        restored_by="restore_data",
+        execution_timeout=policy.recovery.rto,
+        doc_md="**R5.2** Every object that the database names, the commit, the schema version, the invariants.",
+    )
+    health = CheckServiceHealth(
+        task_id=SERVICE,
+        restored_by="restore_data",
+        execution_timeout=policy.recovery.rto,
+        doc_md="**R5.2** The application is started on what came back, and used; of a part the database takes a write.",
     )
     remove = RemoveRecoveryDirectory(
         task_id="remove_temporary_directory", doc_md="Runs whatever happened."
@@ -157,7 +178,8 @@ with DAG(
     ).as_teardown(on_failure_fail_dagrun=False)
     watcher = Watcher(task_id=WATCHER, doc_md="Fails, and the run with it, when work *or* a teardown failed.")
 
-    select >> locate >> verify >> approve >> restore >> validate >> remove
-    work = [select, locate, verify, approve, restore, validate, remove]
+    # Health comes last: the application that is started writes, and what it wrote would be compared.
+    select >> locate >> verify >> approve >> restore >> [data, state] >> health >> remove
+    work = [select, locate, verify, approve, restore, data, state, health, remove]
     work >> report >> delivered
     work >> watcher

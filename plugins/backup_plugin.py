@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 from airflow.plugins_manager import AirflowPlugin
 
-from include.airflow_plugin.runbooks import MOUNTED, RunbookLink
+from include.airflow_plugin import runbooks, validations
+from include.airflow_plugin.runbooks import RunbookLink
 
 
 class BackupPlugin(AirflowPlugin):
-    """The runbooks."""
+    """The runbooks, and the pages of validations."""
 
     name = "synapse_backups"
-    fastapi_apps: ClassVar[list[Any]] = [MOUNTED]
+    fastapi_apps: ClassVar[list[Any]] = [runbooks.MOUNTED, validations.MOUNTED]
     global_operator_extra_links: ClassVar[list[Any]] = [RunbookLink()]

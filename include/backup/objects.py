@@ -114,11 +114,11 @@ def named_objects(session: Session, policy: Policy) -> frozenset[str]:
     for statement in policy.sources.objects.references:
         try:
             with session.transaction():
-                named |= {key for (key,) in session.execute(statement.encode()) if key is not None}
+                named |= {key for key, *_ in session.execute(statement.encode()) if key is not None}
         except (psycopg.Error, ValueError) as error:
             said = " ".join(str(error).split())
             raise BackupError(
                 f"The policy's sources.objects.references could not be asked ({statement}): {said}.",
-                mend="Each must be a query of one column, which the dump login may run: correct it in the policy.",
+                mend="Each must be a query, its first column the key, that the dump login may run: correct it.",
             ) from error
     return frozenset(named)

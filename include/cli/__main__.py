@@ -10,9 +10,11 @@ from botocore.exceptions import BotoCoreError
 import include.cli
 from include.cli import backups, keyring, site
 from include.cli.archive import cold, shred, thaw
+from include.cli.break_glass import break_glass
 from include.cli.doctor import doctor
 from include.cli.drills import drills
 from include.cli.hold import hold, release
+from include.cli.last_good import last_good
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.reap import reap
@@ -21,6 +23,7 @@ from include.cli.restore import restore
 from include.cli.retention import retention
 from include.cli.setup import setup
 from include.cli.stream import stream
+from include.cli.validate import validate
 from include.cli.verify import accept, verify
 from include.cli.windows import windows
 from include.errors import BackupError
@@ -43,6 +46,9 @@ for command in (
     stream,
     windows,
     drills,
+    last_good,
+    validate,
+    break_glass,
     setup,
     cold,
     thaw,

@@ -46,10 +46,12 @@ Task = Literal[
     "clean_up",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-SIDE_BY_SIDE: tuple[Task, ...] = ("check_data_consistency", "check_application_state", "check_service_health")
+SIDE_BY_SIDE: tuple[Task, ...] = ("check_data_consistency", "check_application_state")
 DEFAULT = Path(__file__).with_name("plan.yaml")
 ENVIRONMENT = "DISASTER_PLAN"
-PLACEHOLDERS = frozenset({"copy", "target", "database", "objects", "configuration", "expected", "places", "site"})
+PLACEHOLDERS = frozenset(
+    {"copy", "target", "database", "objects", "configuration", "expected", "how", "places", "site"}
+)
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 
 

@@ -44,6 +44,13 @@ class Route:
         assert self.full is not None  # noqa: S101
         return self.full.consistency_point.objects_as_of
 
+    @property
+    def way(self) -> RecoveryPlan | Manifest:
+        """Whichever it is."""
+        way = self.recovery or self.full
+        assert way is not None  # noqa: S101 - it is one or the other
+        return way
+
     def lines(self) -> Iterator[str]:
         """The way, as people read it."""
         if self.recovery is not None:
@@ -62,7 +69,6 @@ class Route:
             "because": self.because,
             "reaches": iso(self.reaches),
             "files_as_of": self.files_as_of and iso(self.files_as_of),
-            "words": "\n".join(self.lines()),
         }
 
 
@@ -93,15 +99,13 @@ def reopen_route(document: dict[str, Any], catalog: Catalog, policy: Policy) -> 
     return Route(full=catalog.get(BackupId.parse(document["full"])), because=document["because"])
 
 
-def go(
-    route: Route, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path, expected: Path
-) -> dict[str, Any]:
-    """Bring everything back along the route, and write down what must be there afterwards; raises what stopped it."""
+def go(route: Route, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path) -> dict[str, Any]:
+    """Bring everything back along the route; `scratch` keeps what must be there. Raises what stopped it."""
     if route.recovery is not None:
-        return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch, expected=expected)
+        return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch)
     assert route.full is not None  # noqa: S101
     with reading(catalog, [route.full.id], policy, what="disaster recovery"):
-        return restore_backup(route.full, catalog, policy, places=places, scratch=scratch, expected=expected)
+        return restore_backup(route.full, catalog, policy, places=places, scratch=scratch)
 
 
 def _newest_full(catalog: Catalog, target: Target) -> Manifest | None:

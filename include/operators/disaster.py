@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,20 +13,24 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.operators import validation
 from include.operators.recovery import require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
+from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
     from include.disaster.declaration import Declaration
-    from include.disaster.history import Drill, StepTime
+    from include.disaster.forecast import Speeds
+    from include.disaster.history import Drill, Looked, Phase, StepTime
     from include.disaster.plan import DisasterPlan
     from include.monitoring.messages import Notification
     from include.operators.run import Surroundings
+    from include.pipeline.store import Bucket
     from include.recovery.moments.places import Places
     from include.repository.catalog import Catalog
 
@@ -37,12 +42,11 @@ ACTIVATE, SWITCH, PLAN, APPROVE, RESTORE, CLEAN_UP = (
     "restore_from_backup",
     "clean_up",
 )
-CHECKS = ("check_data_consistency", "check_application_state", "check_service_health")
 IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
+_DRILLS_MEASURED = 3
 TIMES = "times"
 """The XCom in which a step says when it began and ended, however it ended."""
-EXPECTED = "expected.json"
 
 
 class Timed(BaseOperator):
@@ -151,7 +155,7 @@ class SwitchToReplica(DisasterStep):
             found = find_last_good(catalog, here.policy)
             for doubted in found.doubted:
                 self.log.warning("DOUBTED: %s", doubted)
-            facts |= {"target": found.backup.id, "doubted": len(found.doubted)}
+            facts |= {"target": found.backup.id, "doubted": [doubted.id for doubted in found.doubted]}
         self.log.info("From %s: %s backups, to %s.", catalog.bucket, len(genuine), facts["target"])
         return facts
 
@@ -162,12 +166,13 @@ class PlanRecovery(DisasterStep):
     def step(self, here: Surroundings, plan: DisasterPlan, context: Context) -> Facts:
         """The route, which the restore takes as it is, and the same in words; the forecast."""
         from include.backup.prepare import make_scratch, remove_scratch  # noqa: PLC0415
+        from include.disaster.forecast import forecast  # noqa: PLC0415
         from include.disaster.isolation import directory  # noqa: PLC0415
         from include.disaster.route import plan_route  # noqa: PLC0415
         from include.recovery.moments.plan import Target  # noqa: PLC0415
 
         declared = told_declaration(context)
-        catalog = _copy(here, declared.copy)
+        catalog = _trusted(here, context)
         target = Target.parse(_told_by(context, SWITCH)["target"])
         name = f"{directory(declared.run)}-plan"
         scratch = make_scratch(here.root, name)
@@ -175,9 +180,22 @@ class PlanRecovery(DisasterStep):
             route = plan_route(catalog, target, here.policy, what=_told_by(context, ACTIVATE)["parts"], scratch=scratch)
         finally:
             remove_scratch(here.root, name)
-        for line in route.lines():
+        expected = forecast(route.way, self._speeds(catalog))
+        for line in (*route.lines(), *expected.lines()):
             self.log.info("PLAN: %s", line)
-        return route.to_json()
+        if warning := expected.above(here.policy.recovery.rto / 2):
+            self.log.warning("FORECAST: %s", warning)
+        words = "\n".join([*route.lines(), *expected.lines(), *([warning] if warning else [])])
+        return {**route.to_json(), "words": words, "forecast": expected.to_json(), "warning": warning}
+
+    def _speeds(self, catalog: Catalog) -> Speeds:
+        """As fast as the newest drills from this copy were."""
+        from include.disaster.forecast import Measured, Speeds  # noqa: PLC0415
+        from include.disaster.history import read_drills  # noqa: PLC0415
+
+        newest = [drill for drill in read_drills([catalog]) if drill.phases][-_DRILLS_MEASURED:]
+        phases = [phase for drill in newest for phase in drill.phases]
+        return Speeds.measured(Measured(each.name, each.amount, each.milliseconds / 1000) for each in phases)
 
 
 class ApproveFailover(ApprovalOperator):
@@ -206,17 +224,90 @@ class RestoreFromBackup(DisasterStep):
 
     def step(self, here: Surroundings, plan: DisasterPlan, context: Context) -> Facts:
         """What was brought back, and where to."""
-        from include.disaster.route import go, reopen_route  # noqa: PLC0415
+        from include.disaster.isolation import directory  # noqa: PLC0415
 
         declared = told_declaration(context)
         if not declared.drill:
             require_approval(context)
         places = places_of(here, plan, context)
         places.clear()
-        catalog, scratch = _copy(here, declared.copy), run_directory(here, declared)
+        scratch = run_directory(here, declared)
         scratch.mkdir(mode=0o711, exist_ok=True)
+        by_script = declared.drill and plan.scenarios[declared.scenario].break_glass
+        bring = self._by_script if by_script else self._by_route
+        facts = bring(here, plan, context, places, scratch)
+        to = plan.sites[declared.site] if declared.site else plan.drills
+        Restored(
+            about=f"{declared.mode} {declared.run}: {declared.scenario} from the {declared.copy}",
+            directory=directory(declared.run),
+            database_connection=to.database_connection if "database" in facts else None,
+            database=facts.get("database"),
+            objects_connection=to.objects_connection if "objects" in facts else None,
+            objects_prefix=places.prefix,
+            configuration=str(places.configuration) if "commit" in facts else None,
+            whole={"database", "objects", "commit"} <= facts.keys() and not places.tables,
+        ).leave(context)
+        return facts
+
+    def _by_route(
+        self, here: Surroundings, plan: DisasterPlan, context: Context, places: Places, scratch: Path
+    ) -> Facts:
+        """The route that was planned, shown and approved."""
+        from include.disaster.route import go, reopen_route  # noqa: PLC0415
+
+        catalog = _trusted(here, context)
         route = reopen_route(_told_by(context, PLAN), catalog, here.policy)
-        return go(route, catalog, here.policy, places=places, scratch=scratch, expected=scratch / EXPECTED)
+        return go(route, catalog, here.policy, places=places, scratch=scratch)
+
+    def _by_script(
+        self, here: Surroundings, plan: DisasterPlan, context: Context, places: Places, scratch: Path
+    ) -> Facts:
+        """The script that a person would run, in an environment that knows nothing of Airflow."""
+        from include.disaster.break_glass import (  # noqa: PLC0415
+            break_glass_script,
+            drill_environment,
+            run_break_glass,
+        )
+        from include.recovery.validation.recovered import EXPECTED, Expected  # noqa: PLC0415
+
+        declared, expected = told_declaration(context), scratch / EXPECTED
+        script = break_glass_script(plan, here.policy, declared.scenario, declared.copy)
+        if places.configuration:
+            places.configuration.parent.mkdir(parents=True, exist_ok=True)
+        bucket = here.backups_in(declared.copy)
+        with drill_environment(bucket, places, expected=expected, scratch=scratch) as environment:
+            limit = plan.steps["restore_from_backup"].limit
+            steps = run_break_glass(script, environment, scratch=scratch, limit=limit)
+        for step in steps:
+            self.log.info("SCRIPT: %s took %s", step.name, step.ended - step.began)
+        told = Expected.read(expected)
+        return {
+            "reached": told.reaches.isoformat(),
+            "database": places.database,
+            "objects": told.objects,
+            "commit": told.commit,
+            "script": [step.name for step in steps],
+        }
+
+
+class OfTheCopy(Timed):
+    """A validation whose page is kept in the copy that the run reads from: the other one may be lost."""
+
+    def kept_in(self, here: Surroundings, context: Context) -> Bucket:
+        """The bucket of that copy."""
+        return here.backups_in(told_declaration(context).copy)
+
+
+class CheckDataConsistency(OfTheCopy, validation.CheckDataConsistency):
+    """Rows and digests, keys, foreign keys, sequences and indexes (R5.2)."""
+
+
+class CheckApplicationState(OfTheCopy, validation.CheckApplicationState):
+    """Every object that the database names, the commit, the schema version, the invariants (R5.2)."""
+
+
+class CheckServiceHealth(OfTheCopy, validation.CheckServiceHealth):
+    """The application is started on what came back, and used (R5.2)."""
 
 
 class CleanUp(DisasterStep):
@@ -309,10 +400,22 @@ class ReportDrill(Teller):
             promised_rto=round(recovery.rto.total_seconds()),
             promised_rpo=round(recovery.rpo.total_seconds()),
             promised_rpo_files=round(recovery.rpo_files.total_seconds()),
-            forecast_seconds=route.get("forecast_seconds"),
+            forecast_seconds=route["forecast"]["total"] if route else None,
             steps=tuple(times),
-            checks=(),
+            checks=tuple(self._looked(here, context)),
+            phases=tuple(_phases(declared, route, restored, times)),
         )
+
+    def _looked(self, here: Surroundings, context: Context) -> Iterator[Looked]:
+        """Every check of the run; of a task that was cleared those of its last try."""
+        from include.disaster.history import Looked  # noqa: PLC0415
+        from include.recovery.validation.kept import validations  # noqa: PLC0415
+
+        ti, bucket = context["ti"], _copy(here, told_declaration(context).copy).bucket
+        newest = {each.kind: each for each in validations(bucket, dag=ti.dag_id, run=ti.run_id)}
+        for each in newest.values():
+            for check in each.checks:
+                yield Looked(kind=each.kind, **asdict(check))
 
     def _time(self, context: Context, task: str) -> StepTime:
         from include.disaster.history import StepTime  # noqa: PLC0415
@@ -339,7 +442,7 @@ class ReportDrill(Teller):
 
 def _healthy(times: Sequence[StepTime]) -> datetime | None:
     """When the last validation found everything well: of a single table there is no service to start."""
-    looked = [time for time in times if time.task in CHECKS]
+    looked = [time for time in times if time.task in VALIDATIONS]
     ended = [time.ended for time in looked if time.state == "success" and time.ended]
     return max(ended) if ended and all(time.state in ("success", "skipped") for time in looked) else None
 
@@ -385,6 +488,38 @@ def places_of(here: Surroundings, plan: DisasterPlan, context: Context) -> Place
         live=True,
         run=declared.run,
     )
+
+
+def _trusted(here: Surroundings, context: Context) -> Catalog:
+    """The copy, without what is in doubt: nothing is planned from that, whatever else it could vouch for."""
+    from include.disaster.last_good import Trusted  # noqa: PLC0415
+
+    catalog, doubted = _copy(here, told_declaration(context).copy), _told_by(context, SWITCH).get("doubted")
+    return Trusted(catalog, without=doubted) if doubted else catalog
+
+
+def _phases(declared: Declaration, route: Facts, restored: Facts | None, times: Sequence[StepTime]) -> Iterator[Phase]:
+    """How much of what took how long, for the next forecast; of what was not measured, nothing.
+
+    What is left of the time from the declaration to health is what Airflow adds, but in a failover, which waits for a
+    person.
+    """
+    from include.disaster.forecast import SIDE_BY_SIDE  # noqa: PLC0415
+    from include.disaster.history import Phase  # noqa: PLC0415
+
+    amounts = route["forecast"]["amounts"] if route else {}
+    seconds = dict((restored or {}).get("phases", {}))
+    for time in times:
+        if time.task in VALIDATIONS and time.state == "success" and time.began and time.ended:
+            seconds[time.task.removeprefix("check_")] = (time.ended - time.began).total_seconds()
+    healthy = _healthy(times)
+    if declared.drill and healthy and restored and "phases" in restored:
+        beside = max(seconds.get(phase, 0.0) for phase in SIDE_BY_SIDE)
+        alone = sum(took for phase, took in seconds.items() if phase not in SIDE_BY_SIDE)
+        seconds["steps"] = max((healthy - declared.declared).total_seconds() - beside - alone, 0.0)
+    for name, took in seconds.items():
+        if name in amounts:
+            yield Phase(name=name, amount=amounts[name], milliseconds=round(took * 1000))
 
 
 def _copy(here: Surroundings, copy: str) -> Catalog:

@@ -9,6 +9,9 @@ from airflow.sdk.configuration import conf
 RUNBOOKS = "/runbooks"
 """Where the plugin serves docs/runbooks/, below Airflow's own address."""
 
+VALIDATIONS = "/validations"
+"""Where the plugin serves the pages of validations."""
+
 
 def run_url(dag_id: str, run_id: str, task_id: str = "") -> str:
     """A run, or one task of it; empty when Airflow was not told its own address (`[api] base_url`)."""
@@ -24,6 +27,16 @@ def runbook_url(dag_id: str, task_id: str = "") -> str:
 def runbook_path(dag_id: str, task_id: str = "") -> str:
     """The same without Airflow's address: enough for a page of Airflow's own."""
     return f"{RUNBOOKS}/{quote(dag_id, safe='')}" + (f"#{quote(task_id, safe='')}" if task_id else "")
+
+
+def validation_url(dag_id: str, run_id: str, task_id: str) -> str:
+    """What a task found that validated something; empty as `run_url` is."""
+    return _page(validation_path(dag_id, run_id, task_id))
+
+
+def validation_path(dag_id: str, run_id: str, task_id: str) -> str:
+    """The same without Airflow's address."""
+    return "/".join((VALIDATIONS, *(quote(name, safe="") for name in (dag_id, run_id, task_id))))
 
 
 def _page(path: str) -> str:

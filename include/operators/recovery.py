@@ -14,6 +14,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from include.errors import BackupError
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
+from include.operators.validation import VALIDATIONS, Restored, in_words
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -24,13 +25,7 @@ if TYPE_CHECKING:
     from include.recovery.moments.planning import RecoveryPlan
 
 EVERYTHING, LIVE, SCRATCH = "everything", "live", "scratch"
-SELECT, LOCATE, APPROVE, RESTORE, VALIDATE = (
-    "select_timestamp",
-    "locate_backup",
-    "approve",
-    "restore_data",
-    "validate",
-)
+SELECT, LOCATE, APPROVE, RESTORE = "select_timestamp", "locate_backup", "approve", "restore_data"
 
 
 class NotAllowedOver(BackupError):
@@ -164,17 +159,9 @@ class RestoreData(RecoveryStep):
         plan, places = _plan(here, context), _places(here, asked)
         places.clear()
         scratch = here.root / _directory(asked)
-        return restore_to(plan, here.catalog, here.policy, places=places, scratch=scratch)
-
-
-class ValidateRecovered(RecoveryStep):
-    """Look at what was brought back: all of it there, consistent, and as the plan says (R5.2)."""
-
-    def step(self, here: Surroundings, context: Context) -> Facts:
-        """What was found in each place."""
-        from include.recovery.moments.steps import validate  # noqa: PLC0415
-
-        return validate(_plan(here, context), _places(here, _told_by(context, SELECT)), _told_by(context, RESTORE))
+        facts = restore_to(plan, here.catalog, here.policy, places=places, scratch=scratch)
+        _restored(here, asked, places, facts).leave(context)
+        return facts
 
 
 class RemoveRecoveryDirectory(RecoveryStep):
@@ -223,14 +210,15 @@ class ReportRecovery(Teller):
         if approval:
             facts["answered by"] = f"{_name(approval)}: {', '.join(approval['chosen_options'])}"
         facts |= _told_by(context, RESTORE) or {}
-        facts |= _told_by(context, VALIDATE) or {}
+        validated = dict(in_words(context))
+        facts |= validated
         if asked and asked["where"] == SCRATCH:
             facts |= {f"remove {what}": how for what, how in _places(here, asked).removal().items()}
         about = f"Recovery to {asked['target']}" if asked else "Recovery"
         links = links_of(context, failures[0].task if failures else "")
         if failures:
             return Notification("recovery_failed", about, facts, failures, links)
-        done = _told_by(context, VALIDATE) is not None
+        done = len(validated) == len(VALIDATIONS)
         return Notification("recovered" if done else "recovery_refused", about, facts, links=links)
 
 
@@ -310,4 +298,21 @@ def _places(here: Surroundings, asked: Facts) -> Places:
         components=components,
         live=live,
         run=asked["run"],
+    )
+
+
+def _restored(here: Surroundings, asked: Facts, places: Places, facts: Facts) -> Restored:
+    """What came back of it, in words that the validations find it by."""
+    recovery, sources = here.policy.recovery, here.policy.sources
+    database = recovery.live_database_connection if places.live else sources.database.scratch_connection
+    objects = recovery.live_objects_connection if places.live else recovery.objects_connection
+    return Restored(
+        about=f"the recovery to {facts['reached']}",
+        directory=_directory(asked),
+        database_connection=database if "database" in facts else None,
+        database=facts.get("database"),
+        objects_connection=objects if "objects" in facts else None,
+        objects_prefix=places.prefix,
+        configuration=str(places.configuration) if "commit" in facts else None,
+        whole={"database", "objects", "commit"} <= facts.keys() and not asked["components"],
     )

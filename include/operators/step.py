@@ -124,6 +124,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.pipeline.kms import NotAKmsKey  # noqa: PLC0415
     from include.policy import PolicyError  # noqa: PLC0415
     from include.recovery.moments.plan import NoTarget, Unreachable  # noqa: PLC0415
+    from include.recovery.validation.validation import NotValid  # noqa: PLC0415
     from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
     from include.repository.expiry import CatalogShrank, NotDeleted  # noqa: PLC0415
     from include.repository.ledger import GapDeclared  # noqa: PLC0415
@@ -152,6 +153,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         NotAKmsKey,
         NotRotated,
         NotWrapped,
+        NotValid,
         StillNeeded,
         SwitchRefused,
         OtherKeyring,

@@ -207,7 +207,7 @@ class _Restore:
     def __init__(self, backup: DatabaseSource, server: DatabaseLogin, name: str, scratch: Path) -> None:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
-        self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
+        self._login = replace(server, dbname=self._scratch_name, options=undisturbed(server))
         self._program = PgRestore(*_tools_for(backup, server), self._login, APPLICATION)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
@@ -555,8 +555,8 @@ def _tools_for(backup: DatabaseSource, server: DatabaseLogin) -> tuple[PostgresT
     return find_tools(max(major, backup.manifest.database.tools)), major
 
 
-def _undisturbed(server: DatabaseLogin) -> str:
-    """The options of sessions that restore: those of `server`, and over them what keeps a restore undisturbed."""
+def undisturbed(server: DatabaseLogin) -> str:
+    """The options of sessions that restore, or look: those of `server`, and over them what keeps them undisturbed."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         superuser = session.info.parameter_status("is_superuser") == "on"
         since_17 = session.info.server_version >= _TRIGGERS_TURNED_OFF

@@ -105,6 +105,7 @@ WAL, LEDGER = "wal/", "ledger/"
 SHREDDED = "shredded/"
 DRILLS = "drills/"
 HOLDS, DELETED = "holds/", "deleted/"
+VALIDATIONS = "reports/validations/"
 READING, RETENTION_RUNS = "state/reading/", "state/retention/"
 _ENVELOPE = re.compile(r"keys/(?P<owner>[^/]+)/(?P<attempt>[^/]+)/(?P<kek>[^/]+)\.json")
 _WAL = re.compile(

@@ -20,6 +20,7 @@ from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
+from include.sandbox.application import SynapseService
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
@@ -42,6 +43,8 @@ class Installation:
     primary: S3Server | CephGateway
     replica: S3Server
     synapse: Synapse
+    login: DatabaseLogin
+    """The application's own."""
     barrier: DatabaseLogin
     dump: DatabaseLogin
     replication: DatabaseLogin
@@ -79,7 +82,7 @@ class Installation:
             directory / "configuration",
             name="synapse" + suffix,
         )
-        synapse.seed(scale=scale)
+        login = synapse.seed(scale=scale)
         barrier, dump, replication, scratch = _grant(synapse.database)
         keyring = directory / "keyring.json"
         Keyring.create(keyring)
@@ -88,6 +91,7 @@ class Installation:
             primary=primary,
             replica=replica,
             synapse=synapse,
+            login=login,
             barrier=barrier,
             dump=dump,
             replication=replication,
@@ -152,6 +156,15 @@ class Installation:
             replication=self.replication,
             objects=self._bucket(self.primary, self.synapse.bucket),
             configuration=Configuration(self.synapse.configuration),
+        )
+
+    def service(self, directory: Path) -> SynapseService:
+        """Synapse as a live application, not started yet; its log is in `directory`."""
+        return SynapseService(
+            directory,
+            database=self.login,
+            bucket=self._bucket(self.primary, self.synapse.bucket),
+            configuration=self.synapse.configuration,
         )
 
     def catalog(self) -> Catalog:

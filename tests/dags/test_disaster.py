@@ -12,21 +12,15 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
-from include.backup.full import make_full_backup
-from include.backup.increment import make_increment
-from include.backup.replicate import catch_up
-from include.backup.snapshot import make_snapshot
 from include.disaster import isolation
 from include.disaster.history import read_drills
 from include.disaster.isolation import stamp
-from include.policy import load_policy
-from include.repository.layout import BackupId
 from include.sandbox.airflow import AirflowClient, AirflowServices
 from include.sandbox.installation import RECOVERED, Installation
-from include.sandbox.life import Life
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from tests.backed_up import back_up
 
 DAG = "disaster_recovery"
 ACCESS = Path(isolation.__file__).with_name("drill_access.json")
@@ -97,30 +91,6 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         )
         stack.enter_context(services)
         yield Disaster(installation, services, services.client(), mailbox, postgres18, recovered)
-
-
-def back_up(installation: Installation, scratch: Path) -> None:
-    """A full backup, a snapshot, an hour of life behind it; all of it in both regions."""
-    policy, application, catalog = load_policy(), installation.application(), installation.catalog()
-    for make, backup in (
-        (make_full_backup, "full-20261122T000000Z"),
-        (make_snapshot, "snapshot-20261122T000000Z"),
-    ):
-        make(
-            BackupId.parse(backup), slot=None, application=application, catalog=catalog, policy=policy, scratch=scratch
-        )
-    with Life(installation.synapse.database, installation.synapse.objects, installation.synapse.bucket) as life:
-        life.wait_for(50)
-    installation.settle()
-    make_increment(
-        BackupId.parse("incremental-20261122T010000Z"),
-        slot=None,
-        application=application,
-        catalog=catalog,
-        policy=policy,
-        scratch=scratch,
-    )
-    catch_up(application=None, primary=catalog, replica=installation.replica_catalog(), policy=policy, everything=False)
 
 
 def drill_user(store: S3Server, backups: str, recovered: str) -> Callable[[str], dict[str, object]]:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from include.disaster.plan import load_plan
+from include.policy import load_policy
 
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
@@ -302,12 +303,19 @@ def test_the_lifecycle_repairs_deletes_and_tidies_and_is_told_when_it_is_red(bag
 @pytest.mark.requirement("R5.1")
 def test_a_recovery_is_selected_located_proved_approved_restored_validated_and_told(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["point_in_time_recovery"]["tasks"]
-    row = ["select_timestamp", "locate_backup", "verify_integrity", "approve", "restore_data", "validate"]
+    row = ["select_timestamp", "locate_backup", "verify_integrity", "approve", "restore_data"]
     for before, after in itertools.pairwise(row):
         assert tasks[after]["up"] == [before]
-    assert (tasks["restore_data"]["rule"], tasks["validate"]["rule"]) == ("none_failed", "all_success")
+    assert tasks["restore_data"]["rule"] == "none_failed"
+    looks = ["check_application_state", "check_data_consistency"]
+    for name in looks:  # side by side, and before the application is started: it writes
+        assert (tasks[name]["up"], tasks[name]["rule"]) == (["restore_data"], "all_success")
+    validations = {*looks, "check_service_health"}
+    assert (tasks["check_service_health"]["up"], tasks["check_service_health"]["rule"]) == (looks, "all_success")
+    assert tasks["remove_temporary_directory"]["up"] == ["check_service_health"]
     assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
-    assert {*row, "remove_temporary_directory"} == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
+    work = {*row, *validations, "remove_temporary_directory"}
+    assert work == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
 
 
 @pytest.mark.requirement("R5.1")
@@ -382,3 +390,30 @@ def test_a_failover_is_found_approved_undone_and_told(bag: dict[str, Any]) -> No
     assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
     assert dag["schedule"] == "NullTimetable"
     assert (dag["params"]["run"], dag["params"]["because"]) == ("", None)  # a reason has to be given
+
+
+@pytest.mark.requirement("R5.3", "R5.4")
+def test_the_recovery_runbook_is_the_plans_and_tells_when_its_time_is_over(bag: dict[str, Any]) -> None:
+    dag, plan = bag["dags"]["disaster_recovery"], load_plan()
+    tasks = dag["tasks"]
+    assert dag["cron"] == plan.drills.schedule
+    assert (dag["deadline"]["seconds"], dag["deadline"]["callback"]) == (
+        load_policy().recovery.rto.total_seconds(),
+        "include.operators.deadline.tell_rto_missed",
+    )
+    assert set(plan.steps) | {"report", "delivered", "watcher"} == set(tasks)
+    for name, step in plan.steps.items():
+        assert tasks[name]["seconds"] == step.limit.total_seconds(), name
+        assert step.undo in tasks[name]["doc"], name
+    way = ["activate_plan", "switch_to_replica", "plan_recovery", "approve", "restore_from_backup"]
+    for earlier, later in itertools.pairwise(way):
+        assert tasks[later]["up"] == [earlier]
+    looks = ["check_application_state", "check_data_consistency"]
+    for check in looks:
+        assert tasks[check]["up"] == ["restore_from_backup"]
+    assert tasks["check_service_health"]["up"] == looks  # the application writes: what it wrote would be compared
+    assert tasks["switch_site"]["up"] == ["check_service_health"]
+    assert tasks["clean_up"]["up"] == ["switch_site"]
+    assert tasks["clean_up"]["teardown"]
+    assert set(tasks["report"]["up"]) == set(plan.steps)
+    assert dag["params"]["mode"] == "drill"

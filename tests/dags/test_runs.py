@@ -150,7 +150,7 @@ def made_log_is_there(logs: str, run: str) -> bool:
 def test_only_who_is_logged_in_gets_in_and_a_task_leads_to_its_runbook(on: Running) -> None:
     with pytest.raises(BackupError, match="401"):
         AirflowClient(on.services.url, ADMIN, "wrong")
-    for path in ("/api/v2/dags", f"/runbooks/{DAG}"):
+    for path in ("/api/v2/dags", f"/runbooks/{DAG}", f"/validations/{DAG}/run/task"):
         assert httpx.get(f"{on.services.url}{path}", trust_env=False).status_code == httpx.codes.UNAUTHORIZED
     link = on.client.links(DAG, on.scheduled(), CREATE)["Runbook"]
     assert link is not None
@@ -497,11 +497,17 @@ def test_the_latest_moment_comes_back_into_scratch_places(on: Running) -> None:
     log = on.client.log(RECOVERY, run, "locate_backup")
     for words in (plan["base"], plan["reaches"], "MB to download", "expected", "skew"):
         assert words in log
-    found = on.client.xcom(RECOVERY, run, "validate")
-    assert found["tables"] >= len(before.tables) - 1  # a materialized view is none
+    found = on.client.xcom(RECOVERY, run, "restore_data")
+    assert found["restored_tables"] >= len(before.tables) - 1  # a materialized view is none
     assert found["objects"] == len(before.objects)
     assert found["commit"] == before.configuration["HEAD"]
-    database = on.client.xcom(RECOVERY, run, "restore_data")["database"]
+    for task in ("check_data_consistency", "check_application_state", "check_service_health"):
+        validated = on.client.xcom(RECOVERY, run, task)
+        assert validated["failed"] == 0
+        assert validated["checks"] > 1
+        page = on.client.page(str(on.client.links(RECOVERY, run, task)["Validation"]))
+        assert f"all {validated['checks']} checks passed" in page
+    database = found["database"]
     [mail] = [mail for mail in on.mails if "Recovery to latest is done" in mail.subject]
     for words in (database, "DROP DATABASE", "aws s3 rm", plan["reaches"]):
         assert words in mail.text()

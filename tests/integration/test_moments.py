@@ -6,6 +6,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -30,10 +31,13 @@ from include.recovery.moments.places import Places
 from include.recovery.moments.planning import RecoveryPlan, Target, Unreachable, plan_recovery, reopen
 from include.recovery.moments.proof import prove_plan
 from include.recovery.moments.restore import Chosen, Destinations, RestoredMoment, restore_to
-from include.recovery.moments.steps import NotAsRestored, validate
+from include.recovery.moments.steps import NotAsRestored, look_at
 from include.recovery.moments.steps import restore_to as restore_to_places
 from include.recovery.opened import OpenedBackup
 from include.recovery.selection import NothingMatches
+from include.recovery.validation.application import check_application_state
+from include.recovery.validation.consistency import check_data_consistency
+from include.recovery.validation.recovered import EXPECTED, Expected, Recovered
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId, wal_key
 from include.repository.lsn import Lsn, segment_name
@@ -366,14 +370,25 @@ def test_a_recovery_in_steps_is_proved_carried_out_and_looked_at(
     scratch = story.scratch / "steps"
     facts = restore_to_places(plan, story.catalog, POLICY, places=places, scratch=scratch)
     json.dumps(facts)
-    assert list(scratch.iterdir()) == []
-    scratch.rmdir()
+    assert [file.name for file in scratch.iterdir()] == [EXPECTED]
+    recovered = Recovered(
+        Expected.read(scratch / EXPECTED),
+        story.installation.scratch.with_database(database),
+        into,
+        places.prefix,
+        places.configuration,
+    )
+    for check in (check_data_consistency, check_application_state):
+        validation = check(recovered, POLICY)
+        assert list(map(str, validation.failed)) == []
+        assert len(validation.checks) > 3
+    shutil.rmtree(scratch)
     assert rows_of(story, database) == story.committed_by(plan.target.moment or plan.reaches)
-    told = validate(plan, places, facts)
+    told = look_at(places, facts)
     assert (told["tables"], told["objects"]) == (facts["restored_tables"], facts["objects"])
     into.delete(next(into.keys("recovered/")))
     with pytest.raises(NotAsRestored, match="objects, not"):
-        validate(plan, places, facts)
+        look_at(places, facts)
 
 
 def test_a_flipped_bit_in_a_segment_stops_the_proof_and_the_recovery(story: Story, database: str) -> None:

@@ -15,7 +15,7 @@ from include.disaster.route import go, plan_route, reopen_route
 from include.pipeline.store import Bucket
 from include.policy import load_policy
 from include.recovery.moments.plan import Target, Unreachable
-from include.recovery.validation.recovered import Expected
+from include.recovery.validation.recovered import EXPECTED, Expected
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
@@ -55,8 +55,8 @@ def test_a_full_backup_comes_back_whole_to_the_places_of_a_drill(
     places = drill_places(run, server=installation.scratch, bucket=bucket, root=tmp_path)
     assert places.configuration is not None
     places.configuration.parent.mkdir()
-    expected = tmp_path / "expected.json"
-    facts = go(route, catalog, POLICY, places=places, scratch=tmp_path / "scratch", expected=expected)
+    facts = go(route, catalog, POLICY, places=places, scratch=tmp_path / "scratch")
+    expected = tmp_path / "scratch" / EXPECTED
     written = Expected.read(expected)
     assert written.reaches == manifest.consistency_point.time
     assert written.inventory is not None

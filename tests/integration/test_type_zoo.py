@@ -8,6 +8,7 @@ Security labels are not in the zoo: no package brings a provider. Subscriptions 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import random
 import re
@@ -32,11 +33,16 @@ from include.pipeline.progress import Progress
 from include.policy import Policy, load_policy
 from include.recovery.database import restore_database
 from include.recovery.opened import OpenedBackup
+from include.recovery.validation.consistency import check_data_consistency
+from include.recovery.validation.recovered import Expected, Recovered
+from include.repository.contents import INVENTORY
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.installation import GRANTS, Installation
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
+from include.sources.postgres.constraints import list_constraints
+from include.sources.postgres.inventory import Inventory
 from include.sources.postgres.login import DatabaseLogin
 from include.sources.postgres.relations import list_relations
 from include.sources.postgres.tools import find_tools
@@ -345,6 +351,17 @@ class BackedUp:
         assert (restored.tables, restored.rows) == (self.manifest.database.tables, self.manifest.database.rows)
         return server.superuser.with_database(name)
 
+    def not_valid(self, back: DatabaseLogin) -> list[str]:
+        """What the validation of the data finds that came back."""
+        with Progress("test") as progress:
+            catalog, policy = self.zoo.installation.catalog(), self.policy.pipeline
+            opened = OpenedBackup(catalog, self.manifest, policy=policy, progress=progress)
+            inventory = Inventory.from_json(json.loads(b"".join(opened.read(INVENTORY))))
+        with self.zoo.database.connect(application_name="test") as session:
+            constraints = list_constraints(session, list_relations(session).all)
+        expected = Expected(self.manifest.consistency_point.time, inventory, constraints=constraints)
+        return list(map(str, check_data_consistency(Recovered(expected, back), self.policy).failed))
+
 
 def policy_with(directory: Path, components: Mapping[str, list[str]]) -> Policy:
     """The policy of the project with other components of the database, written to a file and read from it."""
@@ -461,6 +478,7 @@ def test_every_animal_comes_back_from_the_catch_all(
     back = backed_up.restore(zoo.installation.postgres, 'a "zoo" beside the other')
     try:
         assert_alike(backed_up.text, text_of(back, major))
+        assert backed_up.not_valid(back) == []
     finally:
         drop(zoo.installation.postgres, back.dbname)
 
@@ -476,6 +494,7 @@ def test_every_animal_comes_back_from_a_component_where_no_role_was(
     with fresh(sandbox_directory, major) as server:
         back = backed_up.restore(server, "zoo restored elsewhere")
         assert_alike(backed_up.text, text_of(back, major))
+        assert backed_up.not_valid(back) == []
         assert roles(server) == roles(zoo.installation.postgres)
     assert [warning for warning in backed_up.manifest.warnings if "is in no component" in warning] == []
 

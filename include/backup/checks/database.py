@@ -342,7 +342,7 @@ def references(login: DatabaseLogin, policy: Policy) -> Facts:
                 raise NotReady(
                     f"The policy's sources.objects.references cannot be asked ({statement}): "
                     f"{' '.join(str(error).split())}.",
-                    mend="Each must be a query of one column, which the dump login may run: correct it in the policy.",
+                    mend="Each must be a query that the dump login may run: correct it in the policy.",
                 ) from None
     return {"references": len(statements)}
 

@@ -17,6 +17,7 @@ from include.policy import Pipeline, Policy
 from include.recovery.cluster.recover import RecoveredCluster
 from include.repository.contents import GLOBALS, INVENTORY, SETTINGS, component_dump
 from include.repository.manifest import Manifest
+from include.sources.postgres.constraints import list_constraints
 from include.sources.postgres.dump import DumpStream, dump_streams
 from include.sources.postgres.inventory import Inventory, take_inventory
 from include.sources.postgres.relations import DumpPlan, list_relations, plan_dump
@@ -83,17 +84,22 @@ class LiveDatabase:
         return take_inventory(self._session, self._relations)
 
     @cached_property
+    def constraints(self) -> tuple[str, ...]:
+        """What it promises of its rows."""
+        return list_constraints(self._session, self._relations.all)
+
+    @cached_property
     def named_objects(self) -> frozenset[str]:
         """The keys of objects that it names: the answers to the policy's references. Raises `BackupError`."""
         named: set[str] = set()
         for statement in self._policy.sources.objects.references:
             try:
                 with self._session.transaction():
-                    named |= {key for (key,) in self._session.execute(statement.encode()) if key is not None}
+                    named |= {key for key, *_ in self._session.execute(statement.encode()) if key is not None}
             except (psycopg.Error, ValueError) as error:
                 raise BackupError(
                     f"The recovered database does not answer {statement!r}: {' '.join(str(error).split())}.",
-                    mend="Each of sources.objects.references must be a query of one column of that time's tables.",
+                    mend="Each of sources.objects.references must be a query of that time's tables, the key first.",
                 ) from None
         return frozenset(named)
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psycopg
+from typing import Any
 
 from include.errors import BackupError
 from include.pipeline.progress import Progress
@@ -39,6 +38,8 @@ from include.recovery.objects import ReturnedObjects, require_empty, restore_obj
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.recovery.validation.recovered import Expected
+from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.leases import reading
@@ -46,9 +47,6 @@ from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 from include.sources.postgres.inventory import Inventory, compare
 from include.sources.postgres.login import DatabaseLogin
-
-if TYPE_CHECKING:
-    from include.recovery.selection import Session
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +100,10 @@ class Chosen:
 
 @dataclass
 class RestoredMoment:
-    """What was brought back, and what was proved about it; `facts` are for people and programs."""
+    """What was brought back, and what was proved about it; `facts` are for people and programs.
+
+    `expected` is what the validations compare it with. It tells nothing of single tables, keys and files.
+    """
 
     plan: RecoveryPlan
     database: RestoredDatabase | None = None
@@ -111,8 +112,10 @@ class RestoredMoment:
     configuration: ReturnedFiles | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-    inventory: Inventory | None = None
-    """Of the recovered cluster's database: what a copy of it must show."""
+    expected: Expected = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.expected = Expected(self.plan.reaches)
 
 
 def restore_to(
@@ -150,6 +153,7 @@ class _Restore:
         self._plan, self._catalog, self._policy, self._places = plan, catalog, policy, places
         self._scratch, self._progress, self._chosen = scratch, progress, chosen
         self._restored = RestoredMoment(plan)
+        self._phases: dict[str, float] = {}
 
     def run(self) -> RestoredMoment:
         """The database first: it names the objects."""
@@ -157,15 +161,25 @@ class _Restore:
         self._require_parts()
         self._require_places()
         named = self._restore_cluster() if places.needs_cluster else frozenset()
+        began = time.monotonic()
         if places.objects is not None and plan.objects is not None:
             self._restore_objects(
                 ObjectHistory(plan.objects, self._catalog, policy=self._policy, progress=self._progress, named=named),
                 places.objects,
             )
+            self._phases["objects"] = time.monotonic() - began
+        began = time.monotonic()
         if places.configuration is not None and plan.configuration is not None:
             repository, files = map(self._opened, (plan.configuration.repository, plan.configuration.files))
             restored.configuration = self._restore_configuration(repository, files, places.configuration)
-        restored.facts |= {"reached": iso(plan.reaches), "skew": str(plan.skew)}
+            if restored.configuration is not None and not self._chosen:
+                restored.expected = replace(restored.expected, commit=restored.configuration.commit)
+            self._phases["configuration"] = time.monotonic() - began
+        restored.facts |= {
+            "reached": iso(plan.reaches),
+            "skew": str(plan.skew),
+            "phases": {phase: round(seconds, 2) for phase, seconds in self._phases.items()},
+        }
         return restored
 
     def _require_parts(self) -> None:
@@ -223,12 +237,16 @@ class _Restore:
             self._recovered() as cluster,
             LiveDatabase(cluster, self._plan.base, policy=self._policy, progress=self._progress) as live,
         ):
+            began = time.monotonic()
+            self._phases |= {"unpack": cluster.unpacking_seconds, "replay": cluster.replay_seconds}
             restored.warnings += cluster.warnings
             restored.facts |= self._validated(live, cluster)
             if places.database is not None and places.server is not None:
                 restored.database = self._copied(live, places.server, places.database)
-                restored.inventory = live.inventory
+                if restored.database is not None:
+                    self._expect_database(live, restored.database)
             named = live.named_objects
+            self._phases["copy"] = time.monotonic() - began
         if places.data_directory is not None:
             restored.data_directory = places.data_directory / DATA
         return named
@@ -264,6 +282,18 @@ class _Restore:
             return None
         return restore_part(
             live, server=server, name=name, scratch=self._scratch, components=components, tables=chosen.tables
+        )
+
+    def _expect_database(self, live: LiveDatabase, database: RestoredDatabase) -> None:
+        """What the recovered cluster says of itself; a part of it is some components' tables."""
+        chosen = self._chosen.of(live.database_components())
+        tables = tuple(str(table) for part in live.plan if part.name in chosen for table in part.tables)
+        self._restored.expected = replace(
+            self._restored.expected,
+            inventory=live.inventory if tables or not self._chosen else None,
+            tables=tables,
+            constraints=live.constraints if tables or not self._chosen else (),
+            left_out=database.left_out,
         )
 
     def _validated(self, live: LiveDatabase, cluster: RecoveredCluster) -> dict[str, Any]:
@@ -310,8 +340,10 @@ class _Restore:
                 under=chosen.under,
                 overwrite=overwrite,
             )
+        restored.expected = replace(restored.expected, objects=restored.objects.written + restored.objects.unchanged)
         if not chosen:
             missing = sorted(history.named - history.found)
+            restored.expected = replace(restored.expected, unheld=tuple(missing))
             restored.facts["objects_missing"] = len(missing)
             if missing:
                 restored.warnings.append(
@@ -329,19 +361,3 @@ class _Restore:
         if not components and not chosen.files:
             return None
         return return_files(repository, target, patterns=chosen.files, components=components, keep_in=keep, files=files)
-
-
-def require_service(session: Session) -> None:
-    """It is no standby, and takes a write, of which nothing stays."""
-    try:
-        (in_recovery,) = session.execute("SELECT pg_is_in_recovery()").fetchone() or (True,)
-        with session.transaction(force_rollback=True):
-            session.execute("CREATE SCHEMA synapse_backups_probe")
-            session.execute("CREATE TABLE synapse_backups_probe.probe AS SELECT 1 AS n")
-    except psycopg.Error as error:
-        raise BackupError(
-            f"The recovered server takes no writes: {error.diag.message_primary or type(error).__name__}.",
-            mend="Do not use it; recover again.",
-        ) from None
-    if in_recovery:
-        raise BackupError("The recovered server is still in recovery.", mend="Do not use it; recover again.")

@@ -14,10 +14,11 @@ from include.pipeline.progress import Progress
 from include.policy import Policy
 from include.recovery.moments.places import Places
 from include.recovery.moments.plan import RecoveryPlan, iso
-from include.recovery.moments.restore import Chosen, Destinations, require_service
+from include.recovery.moments.restore import Chosen, Destinations
 from include.recovery.moments.restore import restore_to as restore_moment
 from include.recovery.scratch import APPLICATION
-from include.recovery.validation.recovered import Expected
+from include.recovery.validation.recovered import EXPECTED
+from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.sources.postgres.relations import list_relations
 
@@ -27,18 +28,12 @@ class NotAsRestored(BackupError):
 
 
 def restore_to(
-    plan: RecoveryPlan,
-    catalog: Catalog,
-    policy: Policy,
-    *,
-    places: Places,
-    scratch: Path,
-    expected: Path | None = None,
+    plan: RecoveryPlan, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path
 ) -> dict[str, Any]:
     """Carry a plan out; returns what was brought back, small enough for an XCom. Raises as `moment.restore_to`.
 
     What is not live comes as a copy to look at: the database belongs to the login that makes it. `scratch` is made, and
-    left to who removes it; it needs room for the cluster. What should be there afterwards is written to `expected`.
+    left to who removes it; it needs room for the cluster, and keeps what the validations expect, `expected.json`.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     scratch.chmod(0o711)  # PostgreSQL does not run as root
@@ -55,6 +50,7 @@ def restore_to(
     with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
         restored = restore_moment(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)
         seconds = round(progress.usage().seconds, 1)
+    restored.expected.write(scratch / EXPECTED)
     facts: dict[str, Any] = {**restored.facts, "seconds": seconds, "warnings": restored.warnings}
     if database := restored.database:
         facts |= {
@@ -69,30 +65,7 @@ def restore_to(
     if configuration := restored.configuration:
         kept = configuration.kept_in
         facts |= {"commit": configuration.commit, "configuration_replaced": str(kept) if kept else None}
-    if expected is not None:
-        part = bool(places.tables or places.components)
-        Expected(
-            reaches=plan.reaches,
-            inventory=restored.inventory,
-            tables=tables_in(places) if part and restored.database else (),
-            objects=restored.objects.written + restored.objects.unchanged if restored.objects else None,
-            commit=facts.get("commit"),
-            left_out=restored.database.left_out if restored.database else (),
-        ).write(expected)
     return facts
-
-
-def tables_in(places: Places) -> tuple[str, ...]:
-    """What a part of a database consists of: each was compared when it came."""
-    assert places.server is not None  # noqa: S101 - a database came back to it
-    login = places.server.with_database(str(places.database))
-    with login.connect(application_name=APPLICATION, autocommit=True) as session:
-        return tuple(str(table) for table in list_relations(session).tables)
-
-
-def validate(plan: RecoveryPlan, places: Places, restored: dict[str, Any]) -> dict[str, Any]:
-    """`look_at` the places of a plan; what it reaches, too (R5.2)."""
-    return {"reaches": iso(plan.reaches), "skew": str(plan.skew), **look_at(places, restored)}
 
 
 def look_at(places: Places, restored: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from include.sources.postgres.login import DatabaseLogin
 
 
+EXPECTED = "expected.json"
+"""What a restore leaves in its run's directory for the validations."""
+
+
 class NothingExpected(BackupError):
     """Nobody wrote down what should have come back, or not here."""
 
@@ -40,6 +44,10 @@ class Expected:
     """Of the configuration."""
     left_out: tuple[str, ...] = field(default=())
     """What a copy to look at does without, and says so: roles, privileges, a foreign key to a table that stayed."""
+    constraints: tuple[str, ...] = ()
+    """What the source promises of its rows, as `list_constraints` tells it; empty where nobody noted it."""
+    unheld: tuple[str, ...] = ()
+    """Keys that the database names and no backup holds: they were written after the last one, and are lost."""
 
     def write(self, path: Path) -> None:
         """Write it for its owner alone; what was there is replaced whole."""
@@ -64,7 +72,9 @@ class Expected:
             reaches=datetime.fromisoformat(document["reaches"]),
             inventory=Inventory.from_json(inventory) if inventory else None,
             tables=tuple(document["tables"]),
+            constraints=tuple(document["constraints"]),
             objects=document["objects"],
+            unheld=tuple(document["unheld"]),
             commit=document["commit"],
             left_out=tuple(document["left_out"]),
         )
@@ -74,7 +84,9 @@ class Expected:
             "reaches": self.reaches.isoformat(),
             "inventory": self.inventory.to_json() if self.inventory else None,
             "tables": list(self.tables),
+            "constraints": list(self.constraints),
             "objects": self.objects,
+            "unheld": list(self.unheld),
             "commit": self.commit,
             "left_out": list(self.left_out),
         }

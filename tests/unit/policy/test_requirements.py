@@ -75,7 +75,7 @@ def test_object_components_and_their_prefixes(policy: Policy) -> None:
         "media_files": ("media/",),
     }
     assert policy.sources.objects.tool == "s3cmd"
-    assert policy.sources.objects.references == ("SELECT storage_key FROM public.attachments",)
+    assert policy.sources.objects.references == ("SELECT storage_key, bytes FROM public.attachments",)
 
 
 @pytest.mark.requirement("R2.3")
@@ -196,6 +196,23 @@ def test_rpo_and_the_alert_before_it_is_missed(policy: Policy) -> None:
     assert policy.backups.incremental.shipped_within == timedelta(minutes=1)
     assert policy.backups.incremental.shipped_within < recovery.rpo_alert == timedelta(minutes=45)
     assert recovery.rpo_files == timedelta(minutes=90)
+
+
+@pytest.mark.requirement("R5.2")
+def test_the_service_is_asked_for_its_health_a_login_a_chat_an_upload_and_a_write(policy: Policy) -> None:
+    service = policy.recovery.service
+    assert service.command == ("python", "-m", "include.sandbox.service")
+    assert (service.started_within, service.answered_within) == (timedelta(minutes=1), timedelta(seconds=10))
+    assert [request.ask for request in service.requests.values()] == [
+        "GET /health",
+        "POST /login",
+        "GET /chats",
+        "GET /chats/${chat}",
+        "GET /uploads/${attachment}",
+        "POST /chats/${chat}/messages",
+        "PUT /messages/${message}/uploads/probe.json",
+    ]
+    assert [name for name, request in service.requests.items() if request.write] == ["new message", "new upload"]
 
 
 @pytest.mark.requirement("R6.1")

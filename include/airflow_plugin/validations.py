@@ -1,0 +1,41 @@
+"""The pages of validations (R5.2), one click from their tasks: out of the bucket, and nothing else of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from airflow.api_fastapi.core_api.security import requires_access_dag
+from fastapi import Depends, FastAPI, HTTPException
+from fastapi.responses import HTMLResponse
+
+from include.errors import BackupError
+from include.operators.places import VALIDATIONS
+
+app = FastAPI(title="Validations of what was recovered", docs_url=None, redoc_url=None, openapi_url=None)
+# A page holds names of tables and objects, which anybody may have chosen: it runs nothing, and asks for nothing.
+HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+
+
+# A plugin's routes are open to everybody unless they ask: whoever may see the DAG may see what it found.
+@app.get("/{dag_id}/{run_id}/{task_id}", dependencies=[Depends(requires_access_dag(method="GET"))])
+def show_validation(dag_id: str, run_id: str, task_id: str) -> HTMLResponse:
+    """The page of a task's newest validation."""
+    from include.operators.run import Surroundings  # noqa: PLC0415 - the engine: over a second
+    from include.recovery.validation.kept import newest_page  # noqa: PLC0415
+
+    here, away = Surroundings(), ""
+    copies: tuple[Literal["primary", "replica"], ...] = ("primary", "replica")
+    for copy in copies:  # a drill keeps its pages in the copy that it reads from
+        try:
+            page = newest_page(here.backups_in(copy), dag=dag_id, run=run_id, task=task_id)
+        except BackupError as error:
+            away = str(error)
+            continue
+        if page is not None:
+            return HTMLResponse(page, headers=HEADERS)
+    if away:
+        raise HTTPException(503, away)
+    raise HTTPException(404, "This task has validated nothing yet.")
+
+
+MOUNTED = {"app": app, "url_prefix": VALIDATIONS, "name": "Validations"}

@@ -1,0 +1,129 @@
+"""The validations as tasks, and their pages: what a failed one leaves, and who may see it (R5.2)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+from fastapi.testclient import TestClient
+
+from include.airflow_plugin import validations
+from include.operators.validation import CheckServiceHealth, Restored, ValidationLink, in_words
+from include.pipeline.store import StoreError
+from include.recovery.validation.recovered import EXPECTED, Expected
+from include.recovery.validation.validation import Check, Validation
+
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+class Bucket:
+    """A bucket that is a dictionary."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def create(self, key: str, body: bytes, **_: object) -> None:
+        assert key not in self.held
+        self.held[key] = body
+
+    def keys(self, prefix: str) -> list[str]:
+        return sorted(key for key in self.held if key.startswith(prefix))
+
+    def read(self, key: str) -> bytes:
+        return self.held[key]
+
+
+class TaskInstance:
+    """What a task leaves for the others."""
+
+    dag_id, run_id, task_id = "a_dag", "manual__2026-11-29T00:00:00+00:00", "check_service_health"
+
+    def __init__(self) -> None:
+        self.left: dict[tuple[str, str], Any] = {}
+
+    def xcom_push(self, *, key: str, value: object, task: str = "check_service_health") -> None:
+        self.left[task, key] = value
+
+    def xcom_pull(self, *, task_ids: str, key: str = "return_value") -> Any:
+        return self.left.get((task_ids, key))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    bucket = Bucket()
+    monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda *_: bucket)
+    return bucket
+
+
+def execute(tmp_path: Path, checks: tuple[Check, ...]) -> tuple[TaskInstance, Any]:
+    """The task, in a run that restored nothing but says so."""
+
+    class Looked(CheckServiceHealth):
+        def look(self, *_: object, **__: object) -> Validation:
+            return Validation("service_health", NOW, NOW, checks)
+
+    ti = TaskInstance()
+    context: Any = {"ti": ti}
+    restorer: Any = {"ti": SimpleNamespace(xcom_push=lambda **what: ti.xcom_push(task="restore_data", **what))}
+    Restored(about="a test", directory="recovery-x").leave(restorer)
+    (tmp_path / "recovery-x").mkdir()
+    Expected(NOW).write(tmp_path / "recovery-x" / EXPECTED)
+    task = Looked(task_id="check_service_health", restored_by="restore_data", scratch_root=str(tmp_path))
+    try:
+        return ti, task.execute(context)
+    except AirflowFailException as failed:
+        return ti, failed
+
+
+@pytest.mark.requirement("R5.2")
+def test_what_failed_is_kept_told_and_not_tried_again(tmp_path: Path, bucket: Bucket) -> None:
+    ti, failed = execute(tmp_path, (Check("a write", "db", "taken", "refused", passed=False),))
+    assert isinstance(failed, AirflowFailException)
+    assert "a write of db: refused, not taken" in str(failed)
+    told = ti.xcom_pull(task_ids="check_service_health")
+    assert (told["kind"], told["checks"], told["failed"]) == ("service_health", 1, 1)
+    assert b"1 of 1 checks failed" in bucket.held[told["page"]]
+    context: Any = {"ti": ti}
+    assert dict(in_words(context)) == {"service health": "1 of 1 checks failed"}
+
+
+def test_where_nothing_came_back_there_is_nothing_to_look_at(tmp_path: Path, bucket: Bucket) -> None:
+    ti, told = execute(tmp_path, ())
+    assert (told["checks"], told["failed"]) == (0, 0)
+    assert sorted(key.rpartition(".")[2] for key in bucket.held) == ["html", "json"]
+    context: Any = {"ti": ti}
+    assert dict(in_words(context)) == {"service health": "nothing to look at"}
+
+
+@pytest.mark.requirement("R5.2", "R7.3")
+def test_the_button_leads_to_the_page_and_to_nothing_else_of_the_bucket(
+    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(tmp_path, ())
+    bucket.held["reports/validations/secret.html"] = bucket.held["manifests/x.html"] = b"secret"
+    task: Any = TaskInstance
+    path = ValidationLink().get_link(task, ti_key=task)
+    assert path.endswith("/validations/a_dag/manual__2026-11-29T00%3A00%3A00%2B00%3A00/check_service_health")
+    path = path[path.index("/validations/") + len("/validations") :]
+    client = TestClient(validations.app)
+    assert client.get(path).status_code in (401, 403)
+    [route] = [route for route in validations.app.routes if getattr(route, "dependencies", None)]
+    monkeypatch.setitem(validations.app.dependency_overrides, route.dependencies[0].dependency, lambda: None)  # type: ignore[attr-defined]
+    page = client.get(path)
+    assert page.status_code == 200
+    assert "there was nothing to look at" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    for other in ("/a_dag/run/other", "/..%2F..%2Fmanifests/x/y", "/../../manifests", "/a_dag/../check_service_health"):
+        answer = client.get(other)
+        assert answer.status_code == 404
+        assert "secret" not in answer.text
+
+    def away(*_: object) -> None:
+        raise StoreError("The store is away.", mend="Wait.")
+
+    monkeypatch.setattr(bucket, "keys", away)
+    assert client.get(path).status_code == 503
