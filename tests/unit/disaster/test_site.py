@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from include.disaster import switches
 from include.disaster.plan import load_plan
 from include.disaster.site import switch_site, undo_switches
-from include.disaster.site_log import SiteLog, active_site
+from include.disaster.site_log import SiteBusy, SiteLog, active_site
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import ObjectExists, ObjectVersion
@@ -91,6 +91,8 @@ class MemoryBucket:
     objects: dict[str, bytes] = field(default_factory=dict)
     now: datetime = datetime(2026, 11, 22, tzinfo=UTC)
     deaths: Deaths = field(default_factory=Deaths)
+    conditions: bool = True
+    """Whether it honours `If-None-Match`. A store that does not keeps what came later as one more version."""
 
     def clock(self) -> datetime:
         self.now += timedelta(seconds=1)
@@ -98,7 +100,7 @@ class MemoryBucket:
 
     def create(self, key: str, body: bytes) -> None:
         with self.deaths.around(f"create in {self.name}"):
-            if self.objects.setdefault(key, body) != body:
+            if self.objects.setdefault(key, body) != body and self.conditions:
                 raise ObjectExists("It exists already.", mend="-")
 
     def read(self, key: str, *, version_id: str | None = None) -> bytes:
@@ -256,6 +258,22 @@ def test_however_often_it_dies(keyring: Keyring, tmp_path: Path, deaths: list[in
         world.attempt("undo", dies_at)
     world.attempt("undo")
     assert world.state() == BEGUN
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize("conditions", [True, False])
+def test_of_two_that_switch_at_once_one_loses_and_nothing_that_it_wrote_counts(
+    keyring: Keyring, tmp_path: Path, conditions: bool
+) -> None:
+    world = World.make(keyring, tmp_path)
+    world.replica.conditions = world.primary.conditions = conditions
+    said = {"site": "dr", "left": "home", "by": "ada", "approved_by": "", "because": "x"}
+    first, second = SiteLog(PLAN, world.catalogs), SiteLog(PLAN, world.catalogs)
+    first.append("asked", run="run-1", **said)
+    with pytest.raises(SiteBusy, match="at this moment"):
+        second.append("asked", run="run-2", **said)
+    for catalog in world.catalogs:
+        assert list(SiteLog(PLAN, [catalog]).runs) == ["run-1"]
 
 
 @pytest.mark.requirement("R5.3")

@@ -75,6 +75,9 @@ def test_who_hears_of_backups_hears_of_recoveries_and_of_other_runs() -> None:
         "switched_back": "success_report",
         "recovery_refused": "status_update",
         "run_failed": "error_alert",
+        "drill_passed": "success_report",
+        "drill_failed": "error_alert",
+        "rto_missed": "error_alert",
     }
 
 
