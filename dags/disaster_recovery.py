@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import Any
 
-from airflow.sdk import DAG, AsyncCallback, DeadlineAlert, Param
+from airflow.sdk import DAG, AsyncCallback, CronTriggerTimetable, DeadlineAlert, Param
 
 from include.airflow_plugin.deadline import Declared
 from include.disaster.plan import COPIES, MODES, TASKS, load_plan
@@ -105,8 +104,7 @@ with DAG(
     **It is red?** A drill has changed nothing that is live. Open the first red task: its log ends with *what happened*
     and *how to mend it*, and its button **Runbook** leads to what helps. *Clear* it, and the run goes on from there.
     """,
-    schedule=plan.drills.schedule,
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
+    schedule=CronTriggerTimetable(plan.drills.schedule, timezone="UTC"),  # without a start: unpausing begins no drill
     catchup=False,
     max_active_runs=4,
     params=params,
