@@ -146,6 +146,38 @@ def test_what_came_back_is_all_there_and_sound(back: Back) -> None:
     assert all(check.passed for check in check_server(back.recovered))
 
 
+@pytest.mark.requirement("R5.2")
+def test_of_a_part_only_that_is_looked_at(
+    back: Back, catalog: Catalog, manifest: Manifest, installation: Installation, sandbox_directory: Path
+) -> None:
+    name = f"validated_{secrets.token_hex(4)}"
+    with Progress("restore", scratch=sandbox_directory) as progress:
+        opened = OpenedBackup(catalog, manifest, policy=POLICY.pipeline, progress=progress)
+        part = restore_part(
+            opened, server=installation.scratch, name=name, scratch=sandbox_directory, components=["billing"]
+        )
+    tables = ("public.invoices", "public.subscriptions")
+    expected = replace(back.recovered.expected, tables=tables, left_out=part.left_out, objects=None, commit=None)
+    login = installation.scratch.with_database(name)
+    recovered = Recovered(expected, login, whole=False)
+    try:
+        validation = check_data_consistency(recovered, POLICY)
+        assert list(map(str, validation.failed)) == []
+        assert {check.subject for check in validation.checks if check.name == "rows"} == set(tables)
+        [invariants] = {check.name for check in check_application_state(recovered, POLICY).checks}
+        assert invariants == "rows against the invariant"
+        with broken(login, "DROP TABLE invoices", "SELECT"):
+            validation = check_data_consistency(recovered, POLICY)
+        assert ("rows", "public.invoices") in failures(validation)
+        assert [check.found for check in validation.failed if check.subject == "public.invoices"] == ["missing"]
+        assert check_application_state(recovered, POLICY).checks == ()
+        whole = replace(recovered, expected=replace(expected, tables=()))
+        assert failures(check_application_state(whole, POLICY)) >= {("rows against the invariant", "negative_invoice")}
+    finally:
+        with installation.scratch.connect(application_name="test", autocommit=True) as session:
+            session.execute(f'DROP DATABASE "{name}"'.encode())
+
+
 BREAKS = {
     "a dropped row": (
         "CREATE TABLE pg_temp.kept AS SELECT * FROM feature_flags LIMIT 1;"

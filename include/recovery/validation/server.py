@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
+from include.recovery.database import undisturbed_login
 from include.recovery.scratch import APPLICATION
 from include.recovery.validation.validation import Check
 
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 def check_server(recovered: Recovered) -> Iterator[Check]:
     """A read, and a write of which nothing stays; nothing where no database came back."""
-    login = recovered.database
-    if login is None:
+    if recovered.database is None:
         return
+    login = undisturbed_login(recovered.database)
     with login.connect(application_name=APPLICATION, autocommit=True) as session:
         (standby,) = session.execute("SELECT pg_is_in_recovery()").fetchone() or (True,)
         yield Check("role", login.dbname, "primary", "standby" if standby else "primary", not standby)
