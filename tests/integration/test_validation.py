@@ -203,11 +203,13 @@ BREAKS = {
         },
     ),
     "a duplicate key that its index does not know": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET seq_page_cost = 1e6', current_database()); END $$;"
         "UPDATE pg_index SET indisready = false WHERE indexrelid = 'feature_flags_pkey'::regclass;"
         "INSERT INTO feature_flags SELECT * FROM feature_flags LIMIT 1;"
         "UPDATE pg_index SET indisready = true WHERE indexrelid = 'feature_flags_pkey'::regclass",
         "SET enable_indexscan = off; SET enable_bitmapscan = off; DELETE FROM feature_flags WHERE ctid IN"
-        " (SELECT max(ctid) FROM feature_flags GROUP BY name HAVING count(*) > 1); REINDEX TABLE feature_flags",
+        " (SELECT max(ctid) FROM feature_flags GROUP BY name HAVING count(*) > 1); REINDEX TABLE feature_flags;"
+        " DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET seq_page_cost', current_database()); END $$",
         {
             ("rows", "public.feature_flags"),
             ("content", "public.feature_flags"),

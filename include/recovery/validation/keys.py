@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # A damaged index must not answer for the rows, and a policy that would hide some is an error. With an empty search path
 # every name is written in full, by the server when it writes an expression, and so by us.
 _FROM_THE_HEAP = {
+    "enable_seqscan": "on",
     "enable_indexscan": "off",
     "enable_indexonlyscan": "off",
     "enable_bitmapscan": "off",
