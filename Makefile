@@ -43,6 +43,7 @@ bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, 
 	$(BIN)/python -m benchmarks.replication
 	$(BIN)/python -m benchmarks.rotation
 	$(BIN)/python -m benchmarks.retention
+	$(BIN)/python -m benchmarks.drill
 
 .venv/awscli: Makefile
 	$(PYTHON) -m venv $@

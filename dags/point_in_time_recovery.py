@@ -101,8 +101,8 @@ with DAG(
     4. **approve** asks a person, for `live` only: *somebody else* than who triggered the run, within
        {policy.recovery.rto}, in Airflow's *Required Actions*, where the plan is, too.
     5. **restore_data** carries that plan out. Every byte is proved as it comes.
-    6. **check_data_consistency**, **check_application_state** and **check_service_health** look at what was brought
-       back, side by side (R5.2). Each has a button **Validation**: a page with every check.
+    6. **check_data_consistency** and **check_application_state** look at what was brought back, side by side;
+       **check_service_health** starts the application on it (R5.2). Each has a button **Validation**: every check.
     7. **report**: what is where, and how to remove it.
 
     **It is red?** What is live is as it was until `restore_data` with `live`. Open the first red task: its log ends
@@ -148,26 +148,24 @@ with DAG(
         execution_timeout=2 * policy.recovery.rto,
         doc_md="**R5.1** The plan, carried out. A second try removes first what the first one left in scratch places.",
     )
-    validations = [
-        CheckDataConsistency(
-            task_id=DATA,
-            restored_by="restore_data",
-            execution_timeout=policy.recovery.rto,
-            doc_md="**R5.2** Rows and digests as recorded; keys, foreign keys, sequences and indexes sound.",
-        ),
-        CheckApplicationState(
-            task_id=STATE,
-            restored_by="restore_data",
-            execution_timeout=policy.recovery.rto,
-            doc_md="**R5.2** Every object that the database names, the commit, the schema version, the invariants.",
-        ),
-        CheckServiceHealth(
-            task_id=SERVICE,
-            restored_by="restore_data",
-            execution_timeout=policy.recovery.rto,
-            doc_md="**R5.2** What came back serves: it answers, and takes a write.",
-        ),
-    ]
+    data = CheckDataConsistency(
+        task_id=DATA,
+        restored_by="restore_data",
+        execution_timeout=policy.recovery.rto,
+        doc_md="**R5.2** Rows and digests as recorded; keys, foreign keys, sequences and indexes sound.",
+    )
+    state = CheckApplicationState(
+        task_id=STATE,
+        restored_by="restore_data",
+        execution_timeout=policy.recovery.rto,
+        doc_md="**R5.2** Every object that the database names, the commit, the schema version, the invariants.",
+    )
+    health = CheckServiceHealth(
+        task_id=SERVICE,
+        restored_by="restore_data",
+        execution_timeout=policy.recovery.rto,
+        doc_md="**R5.2** The application is started on what came back, and used; of a part the database takes a write.",
+    )
     remove = RemoveRecoveryDirectory(
         task_id="remove_temporary_directory", doc_md="Runs whatever happened."
     ).as_teardown(on_failure_fail_dagrun=False)
@@ -180,7 +178,8 @@ with DAG(
     ).as_teardown(on_failure_fail_dagrun=False)
     watcher = Watcher(task_id=WATCHER, doc_md="Fails, and the run with it, when work *or* a teardown failed.")
 
-    select >> locate >> verify >> approve >> restore >> validations >> remove
-    work = [select, locate, verify, approve, restore, *validations, remove]
+    # Health comes last: the application that is started writes, and what it wrote would be compared.
+    select >> locate >> verify >> approve >> restore >> [data, state] >> health >> remove
+    work = [select, locate, verify, approve, restore, data, state, health, remove]
     work >> report >> delivered
     work >> watcher

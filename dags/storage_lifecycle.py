@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule
 
 from include.operators.cold import ApplyLifecycle, ReportCold
+from include.operators.disaster import ReapDrills
 from include.operators.replicate import RepairReplica
 from include.operators.report import WATCHER, AlertRun, Delivered, Watcher
 from include.operators.retain import Retain
@@ -32,7 +33,8 @@ with DAG(
        does; what drifted is shown as a diff, and mended (R3.3).
     4. **report_cold**: what is cold, what having it back would cost, and how long it would take.
     5. **reap**: what dead runs left behind, after `storage.attempts_reaped_after`
-       ({policy.storage.attempts_reaped_after}), whatever became of the steps before.
+       ({policy.storage.attempts_reaped_after}), whatever became of the steps before;
+       **reap_drills**: the same of drills.
 
     Nothing is deleted while the replica is not whole.
 
@@ -77,6 +79,12 @@ with DAG(
         execution_timeout=timedelta(hours=2),
         doc_md="**Law 5** What dead runs left behind: found, looked at once more, removed.",
     )
+    reap_drills = ReapDrills(
+        task_id="reap_drills",
+        trigger_rule=TriggerRule.ALL_DONE,
+        execution_timeout=timedelta(hours=2),
+        doc_md="**Law 5** What drills left that were killed with all around them: databases, objects, directories.",
+    )
     alert = AlertRun(task_id="error_alert", doc_md="**R4.6** What failed, and how to mend it.")
     delivered = Delivered(
         task_id="delivered", reports=["error_alert"], doc_md="Red in a green run: somebody could not be told of it."
@@ -86,7 +94,7 @@ with DAG(
     )
 
     repair >> retain_primary >> retain_replica >> reap
-    lifecycle >> cold >> reap
-    work = [repair, retain_primary, retain_replica, lifecycle, cold, reap]
+    lifecycle >> cold >> reap >> reap_drills
+    work = [repair, retain_primary, retain_replica, lifecycle, cold, reap, reap_drills]
     work >> alert >> delivered
     work >> watcher

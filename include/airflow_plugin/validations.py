@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.responses import HTMLResponse
@@ -21,13 +23,19 @@ def show_validation(dag_id: str, run_id: str, task_id: str) -> HTMLResponse:
     from include.operators.run import Surroundings  # noqa: PLC0415 - the engine: over a second
     from include.recovery.validation.kept import newest_page  # noqa: PLC0415
 
-    try:
-        page = newest_page(Surroundings().backups, dag=dag_id, run=run_id, task=task_id)
-    except BackupError as error:
-        raise HTTPException(503, str(error)) from None
-    if page is None:
-        raise HTTPException(404, "This task has validated nothing yet.")
-    return HTMLResponse(page, headers=HEADERS)
+    here, away = Surroundings(), ""
+    copies: tuple[Literal["primary", "replica"], ...] = ("primary", "replica")
+    for copy in copies:  # a drill keeps its pages in the copy that it reads from
+        try:
+            page = newest_page(here.backups_in(copy), dag=dag_id, run=run_id, task=task_id)
+        except BackupError as error:
+            away = str(error)
+            continue
+        if page is not None:
+            return HTMLResponse(page, headers=HEADERS)
+    if away:
+        raise HTTPException(503, away)
+    raise HTTPException(404, "This task has validated nothing yet.")
 
 
 MOUNTED = {"app": app, "url_prefix": VALIDATIONS, "name": "Validations"}

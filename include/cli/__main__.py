@@ -8,10 +8,13 @@ import typer
 from botocore.exceptions import BotoCoreError
 
 import include.cli
-from include.cli import backups, keyring
+from include.cli import backups, keyring, site
 from include.cli.archive import cold, shred, thaw
+from include.cli.break_glass import break_glass
 from include.cli.doctor import doctor
+from include.cli.drills import drills
 from include.cli.hold import hold, release
+from include.cli.last_good import last_good
 from include.cli.place import place
 from include.cli.printing import tell
 from include.cli.reap import reap
@@ -20,6 +23,7 @@ from include.cli.restore import restore
 from include.cli.retention import retention
 from include.cli.setup import setup
 from include.cli.stream import stream
+from include.cli.validate import validate
 from include.cli.verify import accept, verify
 from include.cli.windows import windows
 from include.errors import BackupError
@@ -41,6 +45,10 @@ for command in (
     replicate,
     stream,
     windows,
+    drills,
+    last_good,
+    validate,
+    break_glass,
     setup,
     cold,
     thaw,
@@ -61,6 +69,12 @@ keyring_app.command("export")(keyring.export)
 keyring_app.command("import")(keyring.import_)
 keyring_app.command("public")(keyring.public)
 app.add_typer(keyring_app, name="keyring")
+
+site_app = typer.Typer(no_args_is_help=True, help=site.__doc__)
+site_app.command("show")(site.show)
+site_app.command("switch")(site.switch)
+site_app.command("undo")(site.undo)
+app.add_typer(site_app, name="site")
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ import boto3
 
 from include.backup.application import Application
 from include.backup.checks.check import Unseen
+from include.disaster.switches import dns_client
 from include.errors import BackupError
 from include.pipeline.store import Bucket
 from include.policy import Policy
@@ -71,7 +72,7 @@ class Connections:
 
     def bucket(self, name: str, *, called: str | None = None, region: str | None = None) -> Bucket:
         """The bucket that an `aws` connection reaches: its own name and region go before those given."""
-        connection, extra = self._get(name)
+        _, extra = self._get(name)
         of_s3 = (extra.get("service_config") or {}).get("s3") or {}
         bucket = of_s3.get("bucket_name") or called
         if not bucket:
@@ -79,12 +80,7 @@ class Connections:
                 f"The connection {name} has no extra.service_config.s3.bucket_name.",
                 mend="airflow_settings.yaml shows it whole.",
             )
-        session = boto3.Session(
-            aws_access_key_id=connection.get("login") or None,
-            aws_secret_access_key=connection.get("password") or None,
-            aws_session_token=extra.get("aws_session_token"),
-            profile_name=extra.get("profile_name"),
-        )
+        session = self._session(name)
         endpoint = of_s3.get("endpoint_url") or extra.get("endpoint_url")
         return Bucket(session, bucket, region=extra.get("region_name") or region, endpoint_url=endpoint)
 
@@ -92,6 +88,13 @@ class Connections:
         """The checkout whose path is the connection's host."""
         connection, _ = self._get(name)
         return Configuration(Path(self._needed(name, connection, "host")))
+
+    def dns(self, name: str) -> Any:
+        """A client of Route 53 with the credentials of an `aws` connection."""
+        _, extra = self._get(name)
+        of_dns = (extra.get("service_config") or {}).get("route53") or {}
+        endpoint = of_dns.get("endpoint_url") or extra.get("endpoint_url")
+        return dns_client(self._session(name), endpoint_url=endpoint)
 
     def application(self, policy: Policy) -> Application:
         """What is backed up, through the connections that the policy names."""
@@ -102,6 +105,15 @@ class Connections:
             replication=self.login(sources.database.replication_connection),
             objects=self.bucket(sources.objects.connection),
             configuration=self.configuration(sources.configuration.connection),
+        )
+
+    def _session(self, name: str) -> boto3.Session:
+        connection, extra = self._get(name)
+        return boto3.Session(
+            aws_access_key_id=connection.get("login") or None,
+            aws_secret_access_key=connection.get("password") or None,
+            aws_session_token=extra.get("aws_session_token"),
+            profile_name=extra.get("profile_name"),
         )
 
     def _get(self, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

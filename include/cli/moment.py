@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from include.cli.place import Place, scratch_directory
 from include.cli.printing import ERR, OUT, print_json, progress_bar
+from include.disaster.route import plan_route
 from include.recovery.moments.plan import EVERYTHING, What, iso
 from include.recovery.moments.planning import Target, plan_recovery
 from include.recovery.moments.restore import Chosen, Destinations, RestoredMoment, restore_to
@@ -18,9 +19,16 @@ from include.recovery.selection import some_of
 
 
 def restore_moment(
-    place: Place, target: str, into: Destinations, chosen: Chosen, *, only_plan: bool, as_json: bool
+    place: Place,
+    target: str,
+    into: Destinations,
+    chosen: Chosen,
+    *,
+    only_plan: bool,
+    as_json: bool,
+    expected: Path | None = None,
 ) -> None:
-    """Plan, tell the plan, and bring the moment back unless only the plan is asked for."""
+    """Plan, tell the plan, and bring the moment back unless only the plan is asked for; write down what it must be."""
     what = _what(into, only_plan=only_plan)
     aim = Target.parse(target)
     catalog, policy = place.catalog(), place.policy()
@@ -37,6 +45,8 @@ def restore_moment(
         with progress_bar(f"recovering to {iso(plan.reaches)}", plan.raw_bytes, as_json) as progress:
             restored = restore_to(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)
             seconds = round(progress.usage().seconds, 1)
+    if expected is not None:
+        restored.expected.write(expected)
     facts = restored_facts(restored)
     if as_json:
         print_json({**facts, "seconds": seconds})
@@ -59,6 +69,17 @@ def _what(into: Destinations, *, only_plan: bool) -> tuple[What, ...]:
             "Name at least one of --database, --data-directory, --objects and --configuration; or --plan."
         )
     return what or EVERYTHING
+
+
+def full_instead(place: Place, target: str) -> str | None:
+    """The full backup where base and log do not lead to a target, which is told; None where they do."""
+    with scratch_directory() as scratch:
+        route = plan_route(place.catalog(), Target.parse(target), place.policy(), scratch=scratch)
+    if route.full is None:
+        return None
+    for line in route.lines():
+        ERR.print(escape(line), soft_wrap=True, highlight=False)
+    return route.full.id
 
 
 def restored_facts(restored: RestoredMoment) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from include.cli.archive import retrieve
-from include.cli.moment import absolute, restore_moment
+from include.cli.moment import absolute, full_instead, restore_moment
 from include.cli.place import (
     DespiteOption,
     JsonOption,
@@ -31,6 +31,8 @@ from include.recovery.objects import restore_objects, return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
+from include.recovery.validation.recovered import Expected
+from include.recovery.whole import expected_of
 from include.repository.leases import reading
 from include.repository.manifest import moment_text
 
@@ -132,6 +134,32 @@ def restore(
             rich_help_panel=OVER,
         ),
     ] = False,
+    to_look_at: Annotated[
+        bool,
+        typer.Option(
+            "--to-look-at",
+            help="The database as a copy to look at: it belongs to the login, which need not be a superuser's, and "
+            "comes without roles and privileges.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = False,
+    expected: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write down what must be there afterwards, for `validate`. Keep it to yourself: a digest of a small "
+            "table tells its content.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = None,
+    or_full: Annotated[
+        bool,
+        typer.Option(
+            "--or-full",
+            help="Where base and log do not lead there: the newest full backup before it. What that loses is told.",
+            rich_help_panel=MOMENT,
+        ),
+    ] = False,
     despite: DespiteOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -161,20 +189,22 @@ def restore(
         under=under,
         overwrite=overwrite,
     )
-    if (backup is None) == (to is None):
-        raise typer.BadParameter("Name a backup, or a moment with --to.")
+    backup, to = _aim(context.obj, backup, to, or_full=or_full)
+    if only_plan and or_full and to is None:
+        return
     if to is not None:
         asked.must_fit(database=database or data_directory, objects=objects, configuration=configuration)
         into = Destinations(
             server=server() if database else None,
             database=database,
             data_directory=absolute(data_directory),
-            objects=_bucket(context.obj, objects, objects_endpoint_url, objects_profile) if objects else None,
+            objects=objects_bucket(context.obj, objects, objects_endpoint_url, objects_profile) if objects else None,
             configuration=absolute(configuration),
             overwrite=overwrite,
+            owned=not to_look_at,
         )
         chosen = Chosen(asked.components, asked.tables, asked.keys, asked.prefixes, asked.files, asked.under)
-        restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json)
+        restore_moment(context.obj, to, into, chosen, only_plan=only_plan, as_json=as_json, expected=absolute(expected))
         return
     if only_plan or data_directory:
         raise typer.BadParameter("--plan and --data-directory go with --to.")
@@ -194,11 +224,13 @@ def restore(
         if configuration:
             facts["configuration"] = _configuration(opened, asked, configuration.absolute())
         if database:
-            facts["database"] = _database(opened, asked, database, scratch)
+            facts["database"] = _database(opened, asked, database, scratch, to_look_at=to_look_at)
         if objects:
-            target = _bucket(context.obj, objects, objects_endpoint_url, objects_profile)
+            target = objects_bucket(context.obj, objects, objects_endpoint_url, objects_profile)
             facts["objects"] = _objects(opened, asked, target)
         facts["seconds"] = round(progress.usage().seconds, 1)
+        if expected is not None:
+            _expected(opened, asked, facts).write(expected)
     if as_json:
         print_json(facts)
         return
@@ -207,6 +239,17 @@ def restore(
     )
     for line in _told(facts):
         OUT.print(f"  {escape(line)}", soft_wrap=True, highlight=False)
+
+
+def _aim(place: Place, backup: str | None, to: str | None, *, or_full: bool) -> tuple[str | None, str | None]:
+    """A backup, or a moment; where no base and log lead to the moment, the full backup in its place."""
+    if (backup is None) == (to is None):
+        raise typer.BadParameter("Name a backup, or a moment with --to.")
+    if or_full and to is None:
+        raise typer.BadParameter("--or-full goes with --to.")
+    if to is not None and or_full and (full := full_instead(place, to)) is not None:
+        return full, None
+    return backup, to
 
 
 @dataclass(frozen=True)
@@ -283,8 +326,8 @@ def nothing_of(backup: str, what: str) -> BackupError:
     )
 
 
-def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> dict[str, Any]:
-    if asked.a_part or opened.manifest.type == "archive":
+def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path, *, to_look_at: bool) -> dict[str, Any]:
+    if asked.a_part or to_look_at or opened.manifest.type == "archive":
         restored = restore_part(
             opened,
             server=server(),
@@ -305,7 +348,22 @@ def _database(opened: OpenedBackup, asked: _Asked, name: str, scratch: Path) -> 
     }
 
 
-def _bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:
+def _expected(opened: OpenedBackup, asked: _Asked, facts: dict[str, Any]) -> Expected:
+    """What must be there afterwards, by the backup's own word."""
+    database, objects = facts.get("database"), facts.get("objects")
+    return expected_of(
+        opened,
+        server=server() if database else None,
+        database=database["name"] if database else None,
+        part=asked.a_part,
+        objects=objects["objects"] + objects["unchanged"] if objects else None,
+        commit=facts["configuration"]["commit"] if "configuration" in facts else None,
+        left_out=database["left_out"] if database else (),
+    )
+
+
+def objects_bucket(place: Place, name: str, endpoint_url: str | None, profile: str | None) -> Bucket:
+    """The bucket for objects that the options name: where the backups are, unless they say otherwise."""
     return Bucket(
         boto3.Session(profile_name=profile),
         name,

@@ -26,6 +26,10 @@ Kind = Literal[
     "recovery_refused",
     "run_failed",
     "rotated",
+    "switched_back",
+    "drill_passed",
+    "drill_failed",
+    "rto_missed",
 ]
 _HEARD_BY: dict[Kind, Kind] = {
     "recovered": "success_report",
@@ -33,6 +37,10 @@ _HEARD_BY: dict[Kind, Kind] = {
     "recovery_refused": "status_update",
     "run_failed": "error_alert",
     "rotated": "success_report",
+    "switched_back": "success_report",
+    "drill_passed": "success_report",
+    "drill_failed": "error_alert",
+    "rto_missed": "error_alert",
 }
 SYSTEM = "[Synapse backups]"
 LONGEST_WHAT = 600
@@ -47,6 +55,10 @@ _COLOURS: dict[Kind, str] = {
     "recovery_refused": "#33608c",
     "run_failed": "#b3261e",
     "rotated": "#1a7f37",
+    "switched_back": "#1a7f37",
+    "drill_passed": "#1a7f37",
+    "drill_failed": "#b3261e",
+    "rto_missed": "#b3261e",
 }
 # PostgreSQL quotes rows, statements and keys in these: data of the database does not leave the house.
 _QUOTING = re.compile(r"\b(?:DETAIL|CONTEXT|QUERY|STATEMENT):.*")

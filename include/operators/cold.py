@@ -144,13 +144,13 @@ class RestoreArchive(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """What was brought back, and where to."""
-        from include.recovery.archived import restore_archive  # noqa: PLC0415
+        from include.recovery.whole import restore_backup  # noqa: PLC0415
 
         asked = context["ti"].xcom_pull(task_ids=SELECT)
         places = _places(here, asked)
         places.clear()
         scratch = here.root / f"recovery-{asked['run']}"
-        return restore_archive(_manifest(here, asked), here.catalog, here.policy, places=places, scratch=scratch)
+        return restore_backup(_manifest(here, asked), here.catalog, here.policy, places=places, scratch=scratch)
 
 
 class ValidateArchived(RecoveryStep):

@@ -222,30 +222,31 @@ class ReportRecovery(Teller):
         return Notification("recovered" if done else "recovery_refused", about, facts, links=links)
 
 
-def require_approval(context: Context) -> None:
-    """Raise `NotAllowedOver` unless somebody else than who triggered the run approved it.
+def require_approval(context: Context, *, task: str = APPROVE, what: str = "recovery") -> str:
+    """Raise `NotAllowedOver` unless somebody else than who triggered the run approved it; returns who did.
 
-    What counts is the answer itself: a task that was marked as success by hand has none. Somebody whose
-    name is not known cannot be told from who answered, and is refused.
+    What counts is the answer to `task` itself: one that was marked as success by hand has none. Somebody whose name is
+    not known cannot be told from who answered, and is refused. `what` says in the error what it is that was asked for.
     """
-    approval, asker = _told_by(context, APPROVE), context["dag_run"].triggering_user_name
+    approval, asker = _told_by(context, task), context["dag_run"].triggering_user_name
     if not approval or approval.get("chosen_options") != [ApprovalOperator.APPROVE]:
         raise NotAllowedOver(
-            "Nobody has approved that what is live is replaced.",
-            mend="Clear `approve`, and have somebody else answer it; marking it as success is no answer.",
+            f"Nobody has approved this {what}, which changes what is live.",
+            mend=f"Clear `{task}`, and have somebody else answer it; marking it as success is no answer.",
         )
     answered = approval.get("responded_by_user") or {}
     known = {str(answered[key]) for key in ("id", "name") if answered.get(key)}
     if not asker or not known:
         raise NotAllowedOver(
-            "It is not known by name who asked for this recovery, or who approved it.",
+            f"It is not known by name who asked for this {what}, or who approved it.",
             mend="Trigger it in Airflow's pages or its API, as a person who is logged in.",
         )
     if asker in known:
         raise NotAllowedOver(
-            f"{asker} has asked for this recovery and approved it: somebody else has to.",
-            mend="Clear `approve`, and have somebody else answer it.",
+            f"{asker} has asked for this {what} and approved it: somebody else has to.",
+            mend=f"Clear `{task}`, and have somebody else answer it.",
         )
+    return _name(approval)
 
 
 def _told_by(context: Context, task: str) -> Any:

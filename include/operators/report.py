@@ -49,31 +49,36 @@ class Teller(Step):
 
     def tell(self, policy: Policy, words: Callable[[], Notification]) -> Facts:
         """Tell everybody whom the policy names for this kind; returns who was told, and why the others were not."""
-        from include.monitoring.messages import heard_by  # noqa: PLC0415
-        from include.monitoring.notifications import Notifier  # noqa: PLC0415
-
-        recipients = policy.notifications.model_dump()
         try:
-            notification = words()
-            ways = self._ways(recipients[heard_by(notification.kind)])
-            delivery = Notifier(recipients, ways).send(notification)
+            return deliver(words(), policy, connection=self.connection)
         except Exception as error:  # whatever it is, what it was to tell of is as good as it was
             self.log.exception("Nobody was told.")
             return {"told": [], "untold": {"everybody": f"{type(error).__name__}: {error}"}}
-        return {"told": list(delivery.told), "untold": dict(delivery.untold)}
 
-    def _ways(self, recipients: Sequence[str]) -> dict[str, Way | BackupError]:
-        """How each recipient is reached; what is wrong with a connection stands in the place of its way."""
-        from include.monitoring.notifications import MAIL  # noqa: PLC0415
-        from include.operators.connections import channel, mail_server  # noqa: PLC0415
 
-        ways: dict[str, Way | BackupError] = {}
-        for name in {MAIL if "@" in recipient else recipient for recipient in recipients}:
-            try:
-                ways[name] = mail_server(self.connection) if name == MAIL else channel(name)
-            except BackupError as error:
-                ways[name] = error
-        return ways
+def deliver(notification: Notification, policy: Policy, *, connection: str) -> Facts:
+    """Send it to everybody whom the policy names for its kind; returns who was told, and why the others were not."""
+    from include.monitoring.messages import heard_by  # noqa: PLC0415
+    from include.monitoring.notifications import Notifier  # noqa: PLC0415
+
+    recipients = policy.notifications.model_dump()
+    ways = _ways(recipients[heard_by(notification.kind)], connection)
+    delivery = Notifier(recipients, ways).send(notification)
+    return {"told": list(delivery.told), "untold": dict(delivery.untold)}
+
+
+def _ways(recipients: Sequence[str], connection: str) -> dict[str, Way | BackupError]:
+    """How each recipient is reached; what is wrong with a connection stands in the place of its way."""
+    from include.monitoring.notifications import MAIL  # noqa: PLC0415
+    from include.operators.connections import channel, mail_server  # noqa: PLC0415
+
+    ways: dict[str, Way | BackupError] = {}
+    for name in {MAIL if "@" in recipient else recipient for recipient in recipients}:
+        try:
+            ways[name] = mail_server(connection) if name == MAIL else channel(name)
+        except BackupError as error:
+            ways[name] = error
+    return ways
 
 
 class Report(Teller, BackupStep):

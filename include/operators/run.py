@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from include.backup.application import Application
 from include.backup.prepare import make_scratch
@@ -54,17 +54,16 @@ class Surroundings:
     @cached_property
     def catalog(self) -> Catalog:
         """The primary bucket, and the keyring."""
-        return Catalog(self.backups, self.keyring)
+        return Catalog(self.backups_in("primary"), self.keyring)
 
-    @cached_property
-    def backups(self) -> store.Bucket:
-        """The primary bucket, for who needs no key."""
-        return self._bucket(self.policy.storage.primary)
+    def backups_in(self, copy: Literal["primary", "replica"]) -> store.Bucket:
+        """One of the two buckets, for who needs no key."""
+        return self._bucket(getattr(self.policy.storage, copy))
 
     @cached_property
     def replica(self) -> Catalog:
         """The bucket of the second region, read with the same keyring (R3.2)."""
-        return Catalog(self._bucket(self.policy.storage.replica), self.keyring)
+        return Catalog(self.backups_in("replica"), self.keyring)
 
     @cached_property
     def keyring(self) -> Keyring:

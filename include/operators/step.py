@@ -114,6 +114,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
     from include.backup.checks.check import NotReady  # noqa: PLC0415
     from include.backup.increment import NeverKept  # noqa: PLC0415
     from include.backup.verify import SizeSuspect  # noqa: PLC0415
+    from include.disaster.site import SwitchRefused  # noqa: PLC0415
     from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
     from include.operators.keys import OtherKeyring  # noqa: PLC0415
     from include.operators.recovery import NotAllowedOver  # noqa: PLC0415
@@ -154,6 +155,7 @@ def _hopeless() -> tuple[type[BackupError], ...]:
         NotWrapped,
         NotValid,
         StillNeeded,
+        SwitchRefused,
         OtherKeyring,
         PolicyError,
         ManifestRefused,

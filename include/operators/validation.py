@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from airflow.sdk.types import TaskInstanceKey
 
     from include.operators.run import Surroundings
+    from include.pipeline.store import Bucket
     from include.policy import Policy
     from include.recovery.validation.recovered import Recovered
     from include.recovery.validation.validation import Validation
@@ -114,6 +115,10 @@ class ValidationStep(Step):
         restored = Restored.left_by(self.restored_by, context)
         return restored.opened(here), restored.about
 
+    def kept_in(self, here: Surroundings, context: Context) -> Bucket:
+        """The bucket that keeps the page and the record: the primary one."""
+        return here.backups_in("primary")
+
     @abstractmethod
     def look(self, recovered: Recovered, policy: Policy, *, scratch: Path) -> Validation:
         """Call the engine. `scratch` is the run's directory, for what is needed meanwhile."""
@@ -129,7 +134,8 @@ class ValidationStep(Step):
             self.log.info(line)
         if not validation.checks:
             self.log.info("Nothing of this kind came back: there is nothing to look at.")
-        page = keep(here.backups, validation, dag=ti.dag_id, run=ti.run_id, task=ti.task_id, about=about)
+        bucket = self.kept_in(here, context)
+        page = keep(bucket, validation, dag=ti.dag_id, run=ti.run_id, task=ti.task_id, about=about)
         facts = told(validation, page)
         ti.xcom_push(key="return_value", value=facts)  # a task that fails has one, too: the report tells of it
         validation.require()
@@ -160,18 +166,13 @@ class CheckApplicationState(ValidationStep):
 
 
 class CheckServiceHealth(ValidationStep):
-    """The server that holds what came back answers, and takes a write (R5.2)."""
+    """The application is started on what came back, and used; of a part the database takes a write (R5.2)."""
 
     def look(self, recovered: Recovered, policy: Policy, *, scratch: Path) -> Validation:
         """As who depends on it will."""
-        from datetime import UTC, datetime  # noqa: PLC0415
+        from include.recovery.validation.service import check_service_health  # noqa: PLC0415
 
-        from include.recovery.validation.server import check_server  # noqa: PLC0415
-        from include.recovery.validation.validation import Validation  # noqa: PLC0415
-
-        began = datetime.now(UTC)
-        checks = tuple(check_server(recovered))
-        return Validation("service_health", began, datetime.now(UTC), checks)
+        return check_service_health(recovered, policy, scratch=scratch)
 
 
 def told(validation: Validation, page: str) -> Facts:

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 _LINES = 40
 _SECONDS_TO_END = 10
+_SECONDS_TO_SAY = 1
 
 
 class LeashedProcess:
@@ -28,9 +29,13 @@ class LeashedProcess:
 
     The kernel kills it when the thread that started it ends (Linux), so that thread does nothing but listen to it, and
     lives as long as it does: a SIGKILL of this process ends both.
+
+    With a `directory` the child is somebody's application, which works there: its output is kept as well, and `end`
+    ends whomever it started, too, unless they left its session. Who of those outlives a SIGKILL of this process is the
+    application's own affair.
     """
 
-    def __init__(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], environment: Mapping[str, str], *, directory: Path | None = None) -> None:
         self.name = Path(argv[0]).name
         self._leash = [
             sys.executable,
@@ -43,6 +48,7 @@ class LeashedProcess:
             "-1",
         ]
         self._argv = list(argv)
+        self._directory = directory
         self._environment = {**child_environment(), **environment}
         self._lines: deque[str] = deque(maxlen=_LINES)
         self._words: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -74,20 +80,26 @@ class LeashedProcess:
     @property
     def exit_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
-        return self._process.returncode if self.ended else None
+        return self._process.poll()
 
     @property
     def said(self) -> str:
-        """The last lines of its standard error, without rows and statements."""
+        """The last lines of its standard error (of an application: of its output, too), without rows and statements."""
         return "\n".join(self._lines)
 
     def end(self) -> None:
         """Ask it to end; kill it if it does not."""
         if not self.ended:
             self._process.terminate()
-            if not self._ended.wait(_SECONDS_TO_END):
+            try:
+                self._process.wait(_SECONDS_TO_END)
+            except subprocess.TimeoutExpired:
                 self._process.kill()
-        self._thread.join()
+        if self._directory is not None:
+            with contextlib.suppress(ProcessLookupError):  # nobody of its session is left
+                os.killpg(self._process.pid, signal.SIGKILL)
+        # Whoever left an application's session may hold its output for ever.
+        self._thread.join(None if self._directory is None else _SECONDS_TO_SAY)
 
     def _listen(self) -> None:
         try:
@@ -95,15 +107,18 @@ class LeashedProcess:
                 [*self._leash, *self._argv],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL if self._directory is None else subprocess.PIPE,
+                stderr=subprocess.PIPE if self._directory is None else subprocess.STDOUT,
+                cwd=self._directory,
+                start_new_session=self._directory is not None,
             )
         except Exception as error:  # raised where it was started
             self._started.put(error)
             return
         self._started.put(process)
-        assert process.stderr is not None  # noqa: S101 - asked for above
-        with process.stderr as words:
+        said = process.stderr or process.stdout
+        assert said is not None  # noqa: S101 - asked for above
+        with said as words:
             for raw in words:
                 line = without_data(self.name, raw.decode(errors="replace").rstrip())
                 if line is not None:
@@ -116,12 +131,15 @@ class LeashedProcess:
 
 
 @contextlib.contextmanager
-def leashed(argv: Sequence[str], *, environment: Mapping[str, str]) -> Iterator[LeashedProcess]:
+def leashed(
+    argv: Sequence[str], *, environment: Mapping[str, str], directory: Path | None = None
+) -> Iterator[LeashedProcess]:
     """Start `argv`, whose program is an absolute path; it is gone when the context is left.
 
-    Its environment is `environment` and what `child_environment` adds, nothing else of ours.
+    Its environment is `environment` and what `child_environment` adds, nothing else of ours. An application works in
+    `directory`, as `LeashedProcess` says.
     """
-    child = LeashedProcess(argv, environment)
+    child = LeashedProcess(argv, environment, directory=directory)
     try:
         yield child
     finally:

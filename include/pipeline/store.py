@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -171,6 +172,7 @@ class Bucket:
     ) -> None:
         self.name = name
         self.endpoint_url = endpoint_url
+        self._session, self._region = session, region
         self._lock: tuple[Literal["GOVERNANCE", "COMPLIANCE"], Callable[[str], datetime | None]] | None = None
         self._tried = threading.local()
         one_try = max((stall_limit.total_seconds() - _LONGEST_BACKOFF) / _TRIES, 1.0)
@@ -199,6 +201,28 @@ class Bucket:
 
     def __repr__(self) -> str:
         return f"s3://{self.name}"
+
+    def environment(self) -> dict[str, str]:
+        """AWS's variables, with which a child process reaches the same store, and its secret; not the bucket's name.
+
+        What this machine's own files of AWS say is kept from the child.
+        """
+        credentials = self._session.get_credentials()
+        known = credentials.get_frozen_credentials() if credentials else None
+        optional = {
+            "AWS_ACCESS_KEY_ID": known and known.access_key,
+            "AWS_SECRET_ACCESS_KEY": known and known.secret_key,
+            "AWS_SESSION_TOKEN": known and known.token,
+            "AWS_REGION": self._region or self._session.region_name,
+            "AWS_ENDPOINT_URL": self.endpoint_url,
+            # boto3 has no word for it: a session's own setting, else the variable of the same name.
+            "AWS_CA_BUNDLE": self._session._session.get_config_variable("ca_bundle"),
+        }
+        return {
+            **{name: str(value) for name, value in optional.items() if value},
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        }
 
     def lock_with(
         self, mode: Literal["governance", "compliance"], locked_until: Callable[[str], datetime | None]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal, get_args
+from string import Template
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -26,6 +27,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from include.policy.quantities import (
     Address,
+    Ask,
     BucketName,
     CalendarPeriod,
     Cron,
@@ -41,6 +43,7 @@ from include.policy.quantities import (
     Size,
     Some,
     Statement,
+    Status,
     Table,
     Text,
     not_empty,
@@ -124,6 +127,97 @@ class Compliance(Section):
 # --- R5 recovery -----------------------------------------------------------------------------------------------------
 
 
+class ServiceRequest(Section):
+    """One thing that is asked of the application, over HTTP, and what its answer must be (R5.2).
+
+    `ask` is a method and a path. Its `path`, its `bearer` token and the texts of its JSON `body` may say `${name}`: a
+    value of `Service.files`, or one that an earlier answer gave. `holds` are places that the JSON answer must have, as
+    `messages.0.id`, and `keep` gives some of them names. One that changes something is marked `write`.
+    """
+
+    ask: Ask
+    body: dict[str, Any] | None = None
+    bearer: Text | None = None
+    status: Status = 200
+    holds: tuple[Text, ...] = ()
+    keep: dict[Name, Text] = {}
+    write: bool = False
+
+    @property
+    def method(self) -> str:
+        """`GET`, `POST`, …"""
+        return self.ask.partition(" ")[0]
+
+    @property
+    def path(self) -> str:
+        """What is behind the host and the port, from the first slash on."""
+        return self.ask.partition(" ")[2]
+
+    def names(self) -> Iterator[tuple[str, str | None]]:
+        """The field and the name of each `${name}` in it; None for a dollar that begins none."""
+        for field, value in (("ask", self.path), ("bearer", self.bearer), ("body", self.body)):
+            for text in _texts(value):
+                template = Template(text)
+                yield from ((field, name) for name in template.get_identifiers())
+                if not template.is_valid():
+                    yield field, None
+
+    @field_validator("write")
+    @classmethod
+    def _writes(cls, write: bool, info: ValidationInfo) -> bool:
+        if write and info.data.get("ask", "").startswith("GET "):
+            raise refusal("is said of a GET, which changes nothing.", "Mark the request that writes.")
+        return write
+
+
+class Service(Section):
+    """The application as it is started and asked after a recovery (R5.2).
+
+    `files` are secrets of the restored configuration, by the names that requests use for them. The first request is
+    asked until it is answered as it should be, for `started_within`; every other once. Each answer is waited for
+    `answered_within`.
+    """
+
+    command: Some[Text]
+    started_within: Duration
+    answered_within: Duration
+    files: dict[Name, FileGlob]
+    requests: Annotated[dict[Text, ServiceRequest], AfterValidator(not_empty)]
+
+    @field_validator("files")
+    @classmethod
+    def _single(cls, files: dict[str, str]) -> dict[str, str]:
+        _refuse_all(
+            _unless(not set("*?[") & set(path), name, f"is {path!r}, which is no single file.", "Name one file.")
+            for name, path in files.items()
+        )
+        return files
+
+    @field_validator("requests")
+    @classmethod
+    def _askable(cls, requests: dict[str, ServiceRequest], info: ValidationInfo) -> dict[str, ServiceRequest]:
+        known, problems = set(info.data.get("files", ())), list[Misfit]()
+        for number, (name, request) in enumerate(requests.items()):
+            if not number and (request.method != "GET" or request.bearer or request.body):
+                problems.append(
+                    (
+                        (name, "ask"),
+                        refusal("is asked again and again until the application is up.", "Begin with a plain GET."),
+                    )
+                )
+            for field, wanted in request.names():
+                if wanted is None:
+                    problems.append(((name, field), refusal("has a $ that names nothing.", "Write ${name}, or $$.")))
+                elif wanted not in known and "files" in info.data:
+                    what = f"names ${{{wanted}}}, which neither files nor an earlier answer gives."
+                    problems.append(((name, field), refusal(what, "Keep it of an earlier request, or name a file.")))
+            known.update(request.keep)
+        if not any(request.write for request in requests.values()):
+            problems.append(((), refusal("has no request that writes.", "Mark one of them `write: true` (R5.2).")))
+        _refuse_all(problems)
+        return requests
+
+
 class SchemaVersion(Section):
     """Where the application's schema version is written: one value that the database tells, and a file of the
     configuration that must say the same.
@@ -154,6 +248,7 @@ class Recovery(Section):
     objects_connection: Text
     live_database_connection: Text
     live_objects_connection: Text
+    service: Service
     expectations: Expectations
 
     @field_validator("rpo_alert")
@@ -818,6 +913,16 @@ class Policy(Section):
 
 
 # --- how a section refuses -------------------------------------------------------------------------------------------
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value; keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+
 
 Misfit = tuple[Place, PydanticCustomError]
 

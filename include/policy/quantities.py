@@ -11,7 +11,7 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Literal, TypeVar, cast, get_args
 
-from pydantic import AfterValidator, BeforeValidator, PlainValidator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 Unit = Literal["hours", "days", "weeks", "months", "years"]
@@ -302,6 +302,10 @@ Table = Annotated[
     AfterValidator(matching(r"[^.\s]+\.[^.\s]+", "schema.table, shell globs allowed, as in public.messages_*")),
 ]
 Prefix = Annotated[str, AfterValidator(matching(r"[^/].*/", "a key prefix that ends in a slash, as in uploads/"))]
+Ask = Annotated[
+    str, AfterValidator(matching(r"(GET|POST|PUT|PATCH|DELETE) /\S*", "a method and a path, as in GET /health"))
+]
+Status = Annotated[int, Field(ge=200, le=599)]
 FileGlob = Annotated[
     str,
     AfterValidator(

@@ -7,17 +7,20 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psycopg
 from psycopg import sql
 
 from include.backup.application import Application
 from include.backup.scratch import SCRATCH_VARIABLE
+from include.disaster.plan import DisasterPlan, load_plan
+from include.disaster.switches import dns_client
 from include.errors import BackupError
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
+from include.sandbox.application import SynapseService
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
@@ -29,6 +32,7 @@ from include.sources.postgres.login import DatabaseLogin
 GRANTS = Path(postgres_source.__file__).with_name("grants.sql")
 POLL_SECONDS, SETTLED_WITHIN = 0.05, 10.0
 FILES, BACKUPS, REPLICA, RECOVERED = "synapse-files", "synapse-backups", "synapse-backups-dr", "synapse-recovered"
+DR_FILES = "synapse-files-dr"
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ class Installation:
     primary: S3Server | CephGateway
     replica: S3Server
     synapse: Synapse
+    login: DatabaseLogin
+    """The application's own."""
     barrier: DatabaseLogin
     dump: DatabaseLogin
     replication: DatabaseLogin
@@ -47,6 +53,9 @@ class Installation:
     backups: str
     replica_backups: str
     recovered: str
+    dr_postgres: PostgresServer
+    dr_files: str
+    dr_configuration: Path
 
     @classmethod
     def make(
@@ -58,10 +67,13 @@ class Installation:
         replica: S3Server,
         suffix: str = "",
         scale: float = 1.0,
+        dr_postgres: PostgresServer | None = None,
     ) -> Self:
         """Create the buckets, seed Synapse, run `grants.sql`, write a keyring below `directory`.
 
-        `suffix` keeps several installations on the same servers apart.
+        The second site is an empty bucket beside the replica, a path where nothing is yet, and `dr_postgres`; without
+        one a failover would bring its database to the server that it leaves. `suffix` keeps several installations on
+        the same servers apart.
         """
         synapse = Synapse(
             postgres.superuser,
@@ -70,7 +82,7 @@ class Installation:
             directory / "configuration",
             name="synapse" + suffix,
         )
-        synapse.seed(scale=scale)
+        login = synapse.seed(scale=scale)
         barrier, dump, replication, scratch = _grant(synapse.database)
         keyring = directory / "keyring.json"
         Keyring.create(keyring)
@@ -79,6 +91,7 @@ class Installation:
             primary=primary,
             replica=replica,
             synapse=synapse,
+            login=login,
             barrier=barrier,
             dump=dump,
             replication=replication,
@@ -87,7 +100,11 @@ class Installation:
             backups=primary.create_bucket(BACKUPS + suffix),
             replica_backups=replica.create_bucket(REPLICA + suffix),
             recovered=primary.create_bucket(RECOVERED + suffix),
+            dr_postgres=dr_postgres or postgres,
+            dr_files=replica.create_bucket(DR_FILES + suffix),
+            dr_configuration=directory / "configuration-dr",
         )
+        made.name_home()
         made.settle()
         return made
 
@@ -104,6 +121,33 @@ class Installation:
                 raise BackupError("The object store's clock stands still.", mend="Look at its log.")
             time.sleep(POLL_SECONDS)
 
+    def name_home(self, plan: DisasterPlan | None = None) -> None:
+        """Lead the name that users know to the first site, in Route 53: on the replica's server, which outlives home.
+
+        A zone that another installation on that server made is taken as it is.
+        """
+        plan = plan or load_plan()
+        service, home = plan.switches.service, next(iter(plan.sites.values()))
+        dns = self.dns()
+        found = dns.list_hosted_zones_by_name(DNSName=service.zone)["HostedZones"]
+        zone = next((each["Id"] for each in found if each["Name"] == service.zone), None)
+        if zone is None:
+            made = dns.create_hosted_zone(Name=service.zone, CallerReference=secrets.token_hex(8))
+            zone = made["HostedZone"]["Id"]
+        record = {
+            "Name": service.name,
+            "Type": "CNAME",
+            "TTL": int(service.ttl.total_seconds()),
+            "ResourceRecords": [{"Value": home.service_record}],
+        }
+        dns.change_resource_record_sets(
+            HostedZoneId=zone, ChangeBatch={"Changes": [{"Action": "UPSERT", "ResourceRecordSet": record}]}
+        )
+
+    def dns(self) -> Any:
+        """A client of the sandbox's Route 53."""
+        return dns_client(self.replica.session(), endpoint_url=self.replica.endpoint_url)
+
     def application(self) -> Application:
         """What is backed up, as the engine takes it."""
         return Application(
@@ -112,6 +156,15 @@ class Installation:
             replication=self.replication,
             objects=self._bucket(self.primary, self.synapse.bucket),
             configuration=Configuration(self.synapse.configuration),
+        )
+
+    def service(self, directory: Path) -> SynapseService:
+        """Synapse as a live application, not started yet; its log is in `directory`."""
+        return SynapseService(
+            directory,
+            database=self.login,
+            bucket=self._bucket(self.primary, self.synapse.bucket),
+            configuration=self.synapse.configuration,
         )
 
     def catalog(self) -> Catalog:
@@ -136,6 +189,10 @@ class Installation:
             "synapse_live_database": _postgres(self.postgres.superuser),
             "synapse_live_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_configuration": {"conn_type": "git", "host": str(self.synapse.configuration)},
+            "synapse_dr_database": _postgres(self.dr_postgres.superuser),
+            "synapse_dr_objects": _aws(self.replica, self.dr_files),
+            "synapse_dr_configuration": {"conn_type": "git", "host": str(self.dr_configuration)},
+            "synapse_dns": _aws(self.replica),
         }
 
     def variables(self) -> dict[str, str]:
@@ -196,7 +253,7 @@ def _postgres(login: DatabaseLogin) -> dict[str, object]:
     }
 
 
-def _aws(server: S3Server | CephGateway, bucket: str) -> dict[str, object]:
+def _aws(server: S3Server | CephGateway, bucket: str | None = None) -> dict[str, object]:
     credentials = server.session().get_credentials()
     assert credentials is not None  # noqa: S101 - the sandbox's sessions are made with a key
     return {
@@ -206,6 +263,6 @@ def _aws(server: S3Server | CephGateway, bucket: str) -> dict[str, object]:
         "extra": {
             "region_name": server.region,
             "endpoint_url": server.endpoint_url,
-            "service_config": {"s3": {"bucket_name": bucket}},
+            **({"service_config": {"s3": {"bucket_name": bucket}}} if bucket else {}),
         },
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,6 +16,10 @@ MIB = 1024 * KIB
 FIRST_DAY = datetime(2026, 6, 1, tzinfo=UTC)
 DAYS = 174
 """The application's life so far; a few messages are older and fall into the default partition."""
+PROBE = "probe@synapse.example"
+"""The first user, and the only one with a password: for whoever asks whether the application still works.
+
+The first chat, message and attachment are this user's; the password is `secrets/probe.key` of the configuration."""
 LARGE_OBJECT_BASE = 910_000
 """Large objects get numbers of our choosing, because rows name them."""
 
@@ -93,7 +99,11 @@ class Lifelike:
 
     def tables(self) -> Iterator[tuple[str, tuple[str, ...], Iterator[Row]]]:
         """Every table but `attachments`, parents first: its name, its columns, its rows."""
-        yield "users", ("id", "email", "display_name", "locale", "avatar", "created_at", "last_seen_at"), self._users()
+        yield (
+            "users",
+            ("id", "email", "display_name", "locale", "avatar", "created_at", "last_seen_at", "password"),
+            self._users(),
+        )
         yield "user_settings", ("user_id", "settings", "updated_at"), self._user_settings()
         yield (
             "sessions",
@@ -168,7 +178,7 @@ class Lifelike:
         named = [each for each in self.objects() if not (each.deleted or each.key.startswith("media/"))]
         moments = dict(self._message_moments())
         for index, each in enumerate(named, start=1):
-            message = rng.randrange(1, self.messages + 1)
+            message = _first(index, rng.randrange(1, self.messages + 1))
             yield index, message, moments[message], each.key, each.content_type, sizes[each.key]
 
     def files(self) -> dict[str, str]:
@@ -179,7 +189,9 @@ class Lifelike:
             f"SYNAPSE_SESSION_SECRET={rng.randbytes(24).hex()}\nSYNAPSE_REGION=eu-west-1\n"
             for name, level in (("production", "warning"), ("staging", "debug"))
         }
-        keys = {f"secrets/{name}.key": f"sk-{rng.randbytes(32).hex()}\n" for name in ("mail", "models", "payments")}
+        keys = {
+            f"secrets/{name}.key": f"sk-{rng.randbytes(32).hex()}\n" for name in ("mail", "models", "payments", "probe")
+        }
         return environments | keys
 
     def commits(self) -> Iterator[tuple[datetime, str, dict[str, str]]]:
@@ -217,11 +229,15 @@ class Lifelike:
     def _users(self) -> Iterator[Row]:
         rng = draw(self.seed, "users")
         avatars = {index + 1: number for index, (number, _) in enumerate(self.large_objects())}
+        files, salt = self.files(), draw(self.seed, "salt").randbytes(16)
+        secret = files["environment/production.env"].partition("SYNAPSE_SESSION_SECRET=")[2].split("\n")[0]
+        password = hashed(files["secrets/probe.key"].strip(), pepper=secret, salt=salt)
         for user in range(1, self.users + 1):
             name = f"{rng.choice(_NAMES)} {rng.choice(WORDS).title()}"
             seen = self._moment(rng) if _happens(rng, 0.9) else None
             created = self._moment(rng)
-            yield user, f"user{user}@synapse.example", name, rng.choice(_LOCALES), avatars.get(user), created, seen
+            email, hashed_one = (PROBE, password) if user == 1 else (f"user{user}@synapse.example", None)
+            yield user, email, name, rng.choice(_LOCALES), avatars.get(user), created, seen, hashed_one
 
     def _user_settings(self) -> Iterator[Row]:
         rng = draw(self.seed, "user_settings")
@@ -247,7 +263,8 @@ class Lifelike:
         for chat in range(1, self.chats + 1):
             title = " ".join(rng.choices(WORDS, k=rng.randrange(2, 7))).capitalize()
             archived = _happens(rng, 0.2)
-            yield chat, rng.randrange(1, self.users + 1), title, rng.choice(_MODELS), archived, self._moment(rng)
+            owner = _first(chat, rng.randrange(1, self.users + 1))
+            yield chat, owner, title, rng.choice(_MODELS), archived, self._moment(rng)
 
     def _message_moments(self) -> Iterator[tuple[int, datetime]]:
         rng = draw(self.seed, "moments")
@@ -260,7 +277,7 @@ class Lifelike:
         roles, weights = ("user", "assistant", "tool", "system"), (45, 48, 5, 2)
         for message, moment in self._message_moments():
             body = " ".join(rng.choices(self._sentences, k=rng.randrange(1, 6)))
-            chat = rng.randrange(1, self.chats + 1)
+            chat = _first(message, rng.randrange(1, self.chats + 1))
             yield message, chat, rng.choices(roles, weights)[0], body, len(body) // 4, moment
 
     def _system_settings(self) -> Iterator[Row]:
@@ -301,6 +318,12 @@ class Lifelike:
             yield note, rng.choice(_NAMES), text, self._moment(rng)
 
 
+def hashed(password: str, *, pepper: str, salt: bytes) -> str:
+    """A password as the application keeps it: `salt$hash` in hexadecimal."""
+    peppered = hmac.digest(pepper.encode(), password.encode(), "sha256")
+    return f"{salt.hex()}${hashlib.scrypt(peppered, salt=salt, n=2**13, r=8, p=1).hex()}"
+
+
 def prose(rng: Random, size: int) -> bytes:
     """Markdown of exactly `size` bytes."""
     sentences = [_sentence(rng) for _ in range(40)]
@@ -319,6 +342,11 @@ def _records(rng: Random, size: int) -> bytes:
         records.append(record)
         size -= 80
     return json.dumps(records, indent=1).encode()
+
+
+def _first(number: int, drawn: int) -> int:
+    """The first belongs to the first, everything else to what was drawn for it."""
+    return 1 if number == 1 else drawn
 
 
 def _happens(rng: Random, share: float) -> bool:

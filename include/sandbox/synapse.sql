@@ -12,9 +12,11 @@ CREATE TABLE users (
     locale       text NOT NULL DEFAULT 'en',
     avatar       oid,
     created_at   timestamptz NOT NULL DEFAULT now(),
-    last_seen_at timestamptz
+    last_seen_at timestamptz,
+    password     text
 );
 COMMENT ON TABLE users IS 'Everybody who may sign in.';
+COMMENT ON COLUMN users.password IS 'Salt and scrypt, peppered from the configuration; without one nobody logs in.';
 COMMENT ON COLUMN users.avatar IS 'A large object, from before uploads went to the object store.';
 
 CREATE TABLE user_settings (

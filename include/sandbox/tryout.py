@@ -11,10 +11,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from include.errors import BackupError
-from include.sandbox.airflow import ADMIN, AirflowServices
+from include.sandbox.airflow import ADMIN, APPROVER, AirflowServices
+from include.sandbox.application import SynapseService
 from include.sandbox.installation import Installation
 from include.sandbox.mailbox import Mail, Mailbox
 from include.sandbox.stage import installed, out, stage, step
+from include.sandbox.terminal import write_terminal
 
 DAG = "full_backup"
 LOOK_SECONDS = 1.0
@@ -44,24 +46,29 @@ def _stand(directory: Path, installation: Installation) -> None:
             variables=installation.variables(),
             triggerer=True,
         )
+        with step("Starting Synapse's service"):
+            live = running.enter_context(installation.service(directory / "service"))
         with step("Starting Airflow: API server, scheduler, DAG processor, triggerer"):
             running.enter_context(services)
         with step(f"Unpausing {DAG}, whose latest slot runs now"):
             services.client().unpause(DAG)
-        _introduce(services, mailbox, installation)
+        _introduce(services, mailbox, installation, live)
         while True:
             services.pids()  # raises when one has ended
             time.sleep(LOOK_SECONDS)
 
 
-def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Installation) -> None:
+def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Installation, live: SynapseService) -> None:
     """Where it is, who may enter, and what to try first; paths and addresses stay whole, to be copied."""
     table = Table.grid(padding=(0, 2))
     for name, value in {
         "address": services.url,
         "user": ADMIN,
         "password": services.password,
+        "who approves": f"{APPROVER} / {services.passwords[APPROVER]}",
         "mails": str(mailbox.directory),
+        "Synapse": f"{live.url}/health",
+        "in a terminal": f". {write_terminal(installation, mailbox.directory.parent)}",
     }.items():
         table.add_row(f"[bold]{name}[/]", escape(value))
     out.print()
@@ -72,6 +79,7 @@ def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Instal
         "2. Trigger the DAG, with a note why: the backup is one of its own, and its report says who wanted it and why.",
         f"3. chmod 644 {installation.keyring} and trigger again: read the alert, follow its link to the runbook,"
         " mend it (chmod 600) and clear the failed tasks.",
+        "4. docs/training.md: exercises with answers; for most of them type the line above in a terminal of your own.",
     ):
         out.print(escape(line), soft_wrap=True)
     out.print("\nCtrl-C stops everything and removes it.\n")

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from include.disaster.plan import load_plan
+from include.policy import load_policy
+
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
@@ -30,13 +33,16 @@ def told(task):
         "doc": task.doc_md, "retries": task.retries, "owner": task.owner, "type": type(task).__name__,
         "seconds": task.execution_timeout and task.execution_timeout.total_seconds(),
     }
+def told_deadline(deadline):
+    alert = deadline[0] if isinstance(deadline, list) and deadline else deadline
+    return alert and {"seconds": alert.interval.total_seconds(), "callback": alert.callback.path}
 print(json.dumps({
     "errors": bag.import_errors,
     "dags": {name: {
         "params": dag.params.dump() if dag.params else {},
         "schedule": type(dag.timetable).__name__, "cron": getattr(dag.timetable, "expression", None),
         "catchup": dag.catchup, "active": dag.max_active_runs,
-        "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
+        "deadline": told_deadline(dag.deadline), "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
         "tags": sorted(dag.tags), "doc": dag.doc_md, "tasks": {task.task_id: told(task) for task in dag.tasks},
     } for name, dag in bag.dags.items()},
 }))
@@ -134,17 +140,20 @@ def test_nothing_can_skip_its_teardowns_or_pile_up(bag: dict[str, Any]) -> None:
     assert {name for name, dag in bag["dags"].items() if dag["active"] != 1} == {
         "point_in_time_recovery",
         "archive_restore",
+        "disaster_recovery",
     }
 
 
 def test_every_task_is_documented_bounded_and_owned(bag: dict[str, Any]) -> None:
-    for dag in bag["dags"].values():
+    plan = {str(task): step.owner for task, step in load_plan().steps.items()}
+    for dag_id, dag in bag["dags"].items():
+        owners = plan if dag_id == "disaster_recovery" else {}
         assert dag["doc"]
         assert dag["tags"]
         for name, task in dag["tasks"].items():
             assert task["doc"], name
             assert task["seconds"] or task["type"] == "Approve", name  # it waits without a worker, and has a bound
-            assert task["owner"] == "backup", name
+            assert task["owner"] == owners.get(name, "backup"), name
 
 
 def test_what_another_try_can_mend_is_tried_again(bag: dict[str, Any]) -> None:
@@ -270,11 +279,21 @@ def test_the_lifecycle_says_what_it_removes_and_how_to_see_it_first(bag: dict[st
 def test_the_lifecycle_repairs_deletes_and_tidies_and_is_told_when_it_is_red(bag: dict[str, Any]) -> None:
     tasks = bag["dags"]["storage_lifecycle"]["tasks"]
     work = set(tasks) - {"error_alert", "delivered", "watcher"}
-    assert work == {"repair_replica", "retain_primary", "retain_replica", "apply_lifecycle", "report_cold", "reap"}
+    assert work == {
+        "repair_replica",
+        "retain_primary",
+        "retain_replica",
+        "apply_lifecycle",
+        "report_cold",
+        "reap",
+        "reap_drills",
+    }
     # Nothing goes while the replica is not whole; and the primary's first, or it would be brought back.
     assert (tasks["retain_primary"]["up"], tasks["retain_primary"]["rule"]) == (["repair_replica"], "all_success")
     assert (tasks["retain_replica"]["up"], tasks["retain_replica"]["rule"]) == (["retain_primary"], "all_success")
-    assert tasks["reap"]["rule"] == "all_done"  # what dead runs left goes, whatever became of the rest
+    assert (
+        tasks["reap"]["rule"] == tasks["reap_drills"]["rule"] == "all_done"
+    )  # what dead runs left goes, whatever became of the rest
     for last in ("error_alert", "watcher"):
         assert tasks[last]["rule"] == "one_failed"
         assert set(tasks[last]["up"]) == work
@@ -288,10 +307,12 @@ def test_a_recovery_is_selected_located_proved_approved_restored_validated_and_t
     for before, after in itertools.pairwise(row):
         assert tasks[after]["up"] == [before]
     assert tasks["restore_data"]["rule"] == "none_failed"
-    validations = {"check_data_consistency", "check_application_state", "check_service_health"}
-    for name in validations:  # side by side, and the directory with what they expect is removed behind all of them
+    looks = ["check_application_state", "check_data_consistency"]
+    for name in looks:  # side by side, and before the application is started: it writes
         assert (tasks[name]["up"], tasks[name]["rule"]) == (["restore_data"], "all_success")
-    assert set(tasks["remove_temporary_directory"]["up"]) == validations
+    validations = {*looks, "check_service_health"}
+    assert (tasks["check_service_health"]["up"], tasks["check_service_health"]["rule"]) == (looks, "all_success")
+    assert tasks["remove_temporary_directory"]["up"] == ["check_service_health"]
     assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
     work = {*row, *validations, "remove_temporary_directory"}
     assert work == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
@@ -354,3 +375,45 @@ def test_an_archive_is_retrieved_before_it_is_restored_and_only_into_places_of_i
     assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
     assert dag["params"]["tier"] == "Standard"
     assert not {"where", "replace_live"} & set(dag["params"])
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_a_failover_is_found_approved_undone_and_told(bag: dict[str, Any]) -> None:
+    dag = bag["dags"]["undo_failover"]
+    tasks = dag["tasks"]
+    row = ["find_failover", "approve", "switch_back"]
+    for before, after in itertools.pairwise(row):
+        assert tasks[after]["up"] == [before]
+        assert tasks[after]["rule"] == "all_success"
+    assert set(row) == set(tasks["report"]["up"]) == set(tasks["watcher"]["up"])
+    assert (tasks["report"]["rule"], tasks["watcher"]["rule"]) == ("all_done", "one_failed")
+    assert (tasks["delivered"]["up"], tasks["delivered"]["teardown"]) == (["report"], True)
+    assert dag["schedule"] == "NullTimetable"
+    assert (dag["params"]["run"], dag["params"]["because"]) == ("", None)  # a reason has to be given
+
+
+@pytest.mark.requirement("R5.3", "R5.4")
+def test_the_recovery_runbook_is_the_plans_and_tells_when_its_time_is_over(bag: dict[str, Any]) -> None:
+    dag, plan = bag["dags"]["disaster_recovery"], load_plan()
+    tasks = dag["tasks"]
+    assert dag["cron"] == plan.drills.schedule
+    assert (dag["deadline"]["seconds"], dag["deadline"]["callback"]) == (
+        load_policy().recovery.rto.total_seconds(),
+        "include.operators.deadline.tell_rto_missed",
+    )
+    assert set(plan.steps) | {"report", "delivered", "watcher"} == set(tasks)
+    for name, step in plan.steps.items():
+        assert tasks[name]["seconds"] == step.limit.total_seconds(), name
+        assert step.undo in tasks[name]["doc"], name
+    way = ["activate_plan", "switch_to_replica", "plan_recovery", "approve", "restore_from_backup"]
+    for earlier, later in itertools.pairwise(way):
+        assert tasks[later]["up"] == [earlier]
+    looks = ["check_application_state", "check_data_consistency"]
+    for check in looks:
+        assert tasks[check]["up"] == ["restore_from_backup"]
+    assert tasks["check_service_health"]["up"] == looks  # the application writes: what it wrote would be compared
+    assert tasks["switch_site"]["up"] == ["check_service_health"]
+    assert tasks["clean_up"]["up"] == ["switch_site"]
+    assert tasks["clean_up"]["teardown"]
+    assert set(tasks["report"]["up"]) == set(plan.steps)
+    assert dag["params"]["mode"] == "drill"

@@ -29,8 +29,8 @@ class Places:
     """A place for each part that comes back, None for one that does not.
 
     `database` is made on `server`; objects go into `bucket`, their keys behind `prefix`; the checkout is made at
-    `configuration`. `components` are all, when none is named. With `live` what is there is replaced, and kept under
-    another name. `run` is in the names of what only this recovery writes to.
+    `configuration`. `components` are all, when none is named; `tables` are these alone. With `live` what is there is
+    replaced, and kept under another name. `run` is in the names of what only this recovery writes to.
     """
 
     server: DatabaseLogin | None
@@ -41,6 +41,7 @@ class Places:
     components: tuple[str, ...]
     live: bool
     run: str
+    tables: tuple[str, ...] = ()
 
     def clear(self) -> list[str]:
         """Remove what an earlier try of this very recovery left, and return it; what only bears another name stays.

@@ -10,13 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psycopg
+from typing import Any
 
 from include.errors import BackupError
 from include.pipeline.progress import Progress
@@ -40,6 +39,7 @@ from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
 from include.recovery.selection import nothing_matches, some_of
 from include.recovery.validation.recovered import Expected
+from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.leases import reading
@@ -47,9 +47,6 @@ from include.repository.manifest import Manifest
 from include.repository.wal import WalArchive
 from include.sources.postgres.inventory import Inventory, compare
 from include.sources.postgres.login import DatabaseLogin
-
-if TYPE_CHECKING:
-    from include.recovery.selection import Session
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +153,7 @@ class _Restore:
         self._plan, self._catalog, self._policy, self._places = plan, catalog, policy, places
         self._scratch, self._progress, self._chosen = scratch, progress, chosen
         self._restored = RestoredMoment(plan)
+        self._phases: dict[str, float] = {}
 
     def run(self) -> RestoredMoment:
         """The database first: it names the objects."""
@@ -163,17 +161,25 @@ class _Restore:
         self._require_parts()
         self._require_places()
         named = self._restore_cluster() if places.needs_cluster else frozenset()
+        began = time.monotonic()
         if places.objects is not None and plan.objects is not None:
             self._restore_objects(
                 ObjectHistory(plan.objects, self._catalog, policy=self._policy, progress=self._progress, named=named),
                 places.objects,
             )
+            self._phases["objects"] = time.monotonic() - began
+        began = time.monotonic()
         if places.configuration is not None and plan.configuration is not None:
             repository, files = map(self._opened, (plan.configuration.repository, plan.configuration.files))
             restored.configuration = self._restore_configuration(repository, files, places.configuration)
             if restored.configuration is not None and not self._chosen:
                 restored.expected = replace(restored.expected, commit=restored.configuration.commit)
-        restored.facts |= {"reached": iso(plan.reaches), "skew": str(plan.skew)}
+            self._phases["configuration"] = time.monotonic() - began
+        restored.facts |= {
+            "reached": iso(plan.reaches),
+            "skew": str(plan.skew),
+            "phases": {phase: round(seconds, 2) for phase, seconds in self._phases.items()},
+        }
         return restored
 
     def _require_parts(self) -> None:
@@ -231,6 +237,8 @@ class _Restore:
             self._recovered() as cluster,
             LiveDatabase(cluster, self._plan.base, policy=self._policy, progress=self._progress) as live,
         ):
+            began = time.monotonic()
+            self._phases |= {"unpack": cluster.unpacking_seconds, "replay": cluster.replay_seconds}
             restored.warnings += cluster.warnings
             restored.facts |= self._validated(live, cluster)
             if places.database is not None and places.server is not None:
@@ -238,6 +246,7 @@ class _Restore:
                 if restored.database is not None:
                     self._expect_database(live, restored.database)
             named = live.named_objects
+            self._phases["copy"] = time.monotonic() - began
         if places.data_directory is not None:
             restored.data_directory = places.data_directory / DATA
         return named
@@ -352,19 +361,3 @@ class _Restore:
         if not components and not chosen.files:
             return None
         return return_files(repository, target, patterns=chosen.files, components=components, keep_in=keep, files=files)
-
-
-def require_service(session: Session) -> None:
-    """It is no standby, and takes a write, of which nothing stays."""
-    try:
-        (in_recovery,) = session.execute("SELECT pg_is_in_recovery()").fetchone() or (True,)
-        with session.transaction(force_rollback=True):
-            session.execute("CREATE SCHEMA synapse_backups_probe")
-            session.execute("CREATE TABLE synapse_backups_probe.probe AS SELECT 1 AS n")
-    except psycopg.Error as error:
-        raise BackupError(
-            f"The recovered server takes no writes: {error.diag.message_primary or type(error).__name__}.",
-            mend="Do not use it; recover again.",
-        ) from None
-    if in_recovery:
-        raise BackupError("The recovered server is still in recovery.", mend="Do not use it; recover again.")

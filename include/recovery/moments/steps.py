@@ -14,10 +14,11 @@ from include.pipeline.progress import Progress
 from include.policy import Policy
 from include.recovery.moments.places import Places
 from include.recovery.moments.plan import RecoveryPlan, iso
-from include.recovery.moments.restore import Chosen, Destinations, require_service
+from include.recovery.moments.restore import Chosen, Destinations
 from include.recovery.moments.restore import restore_to as restore_moment
 from include.recovery.scratch import APPLICATION
 from include.recovery.validation.recovered import EXPECTED
+from include.recovery.validation.service import require_service
 from include.repository.catalog import Catalog
 from include.sources.postgres.relations import list_relations
 
@@ -44,7 +45,7 @@ def restore_to(
         overwrite=places.live,
         owned=places.live,
     )
-    chosen = Chosen(components=places.components, under=places.prefix)
+    chosen = Chosen(components=places.components, tables=places.tables, under=places.prefix)
     label = f"recovery to {iso(plan.reaches)}"
     with Progress(label, every=policy.pipeline.progress_every, scratch=scratch) as progress:
         restored = restore_moment(plan, catalog, policy, into, scratch=scratch, progress=progress, chosen=chosen)

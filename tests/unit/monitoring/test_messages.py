@@ -72,6 +72,7 @@ def test_who_hears_of_backups_hears_of_recoveries_and_of_other_runs() -> None:
         "recovered": "success_report",
         "recovery_failed": "error_alert",
         "rotated": "success_report",
+        "switched_back": "success_report",
         "recovery_refused": "status_update",
         "run_failed": "error_alert",
     }

@@ -55,7 +55,7 @@ class TaskInstance:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
     bucket = Bucket()
-    monkeypatch.setattr("include.operators.run.Surroundings.backups", bucket)
+    monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda *_: bucket)
     return bucket
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -65,6 +67,19 @@ def test_it_sees_nothing_of_our_environment(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_program_that_is_not_there_is_told() -> None:
     child = until_ended(LeashedProcess(["/nowhere/pg_receivewal"], {}))
     assert child.exit_code
+
+
+def test_an_application_is_heard_whole_works_in_its_directory_and_takes_its_family_along(tmp_path: Path) -> None:
+    script = "sleep 600 & echo $!; pwd; echo ready >&2; wait"
+    with leashed([SH, "-c", script], environment={}, directory=tmp_path) as child:
+        while "ready" not in child.said:
+            child.wait_for_word(LONG)
+        number, place, _ = child.said.splitlines()
+        assert place == str(tmp_path)
+        other = psutil.Process(int(number))
+        assert os.getpgid(other.pid) == child.pid != os.getpgid(0)
+    other.wait(timeout=LONG)
+    assert not psutil.pid_exists(child.pid)
 
 
 def test_it_ends_with_a_process_that_is_killed_whichever_thread_started_it() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import boto3
+import botocore.session
 import pytest
 from botocore.awsrequest import AWSPreparedRequest, AWSResponse
 from botocore.httpsession import URLLib3Session
@@ -183,6 +187,33 @@ def _refuse(request: AWSPreparedRequest, **_: object) -> AWSResponse:
 
 
 # Listings
+
+
+def test_a_child_process_reaches_the_same_store_by_its_variables(store: Bucket) -> None:
+    store.put("key", b"content")
+    program = f"import boto3; print(boto3.client('s3').get_object(Bucket='{store.name}', Key='key')['Body'].read())"
+    variables = store.environment()
+    assert variables["AWS_REGION"] == "eu-west-1"
+    assert "AWS_SESSION_TOKEN" not in variables
+    told = subprocess.run(
+        [sys.executable, "-c", program], env={**variables}, capture_output=True, check=True, text=True
+    )
+    assert told.stdout.strip() == "b'content'"
+
+
+def test_a_child_process_gets_what_the_session_has_beyond_its_keys() -> None:
+    inner = botocore.session.get_session()
+    inner.set_config_variable("ca_bundle", "/etc/authority.pem")
+    session = boto3.Session("key", "secret", "token", region_name="us-east-1", botocore_session=inner)
+    assert Bucket(session, "bucket").environment() == {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_SESSION_TOKEN": "token",
+        "AWS_REGION": "us-east-1",
+        "AWS_CA_BUNDLE": "/etc/authority.pem",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
 
 
 def test_listings_go_on_beyond_their_first_thousand(store: Bucket) -> None:

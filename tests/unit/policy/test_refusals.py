@@ -277,6 +277,62 @@ WRONG = {
     ),
     "late alert": Wrong("rpo_alert: 45 min", "rpo_alert: 60 min", "recovery.rpo_alert", "is not before the RPO."),
     "files too good": Wrong("rpo_files: 90 min", "rpo_files: 59 min", "recovery.rpo_files", "is below the RPO."),
+    "no application": Wrong(
+        "command: [python, -m, include.sandbox.service]", "command: []", "recovery.service.command", "is empty."
+    ),
+    "not only one secret": Wrong(
+        "{password: secrets/probe.key}",
+        "{password: secrets/*.key}",
+        "recovery.service.files.password",
+        "is 'secrets/*.key', which is no single file.",
+    ),
+    "secret outside": Wrong(
+        "{password: secrets/probe.key}", "{password: /etc/shadow}", "recovery.service.files.password", "the checkout"
+    ),
+    "path without a slash": Wrong(
+        "ask: GET /chats\n",
+        "ask: GET chats\n",
+        "recovery.service.requests.list of chats.ask",
+        "as in GET /health",
+        at="ask: GET chats",
+    ),
+    "health that is no plain GET": Wrong(
+        "ask: GET /health",
+        "ask: POST /health",
+        "recovery.service.requests.health endpoint.ask",
+        "Begin with a plain GET.",
+    ),
+    "a name that nothing gives": Wrong(
+        "GET /uploads/${attachment}",
+        "GET /uploads/${file}",
+        "recovery.service.requests.upload.ask",
+        "names ${file}, which neither files nor an earlier answer gives.",
+    ),
+    "a name that comes too late": Wrong(
+        "ask: GET /health",
+        "ask: GET /health/${token}",
+        "recovery.service.requests.health endpoint.ask",
+        "nor an earlier answer",
+    ),
+    "a dollar that names nothing": Wrong(
+        "GET /uploads/${attachment}", "GET /uploads/$", "recovery.service.requests.upload.ask", "Write ${name}, or $$."
+    ),
+    "no status": Wrong(
+        "        status: 201\n        keep: {message: id}",
+        "        status: 99\n        keep: {message: id}",
+        "recovery.service.requests.new message.status",
+        "greater than or equal to 200",
+        at="status: 99",
+    ),
+    "a GET that writes": Wrong(
+        "ask: GET /uploads/${attachment}",
+        "write: true\n        ask: GET /uploads/${attachment}",
+        "recovery.service.requests.upload.write",
+        "changes nothing",
+    ),
+    "unknown key of a request": Wrong(
+        "holds: [messages.0.body]", "hold: [messages.0.body]", "recovery.service.requests.chat.hold", "mean holds?"
+    ),
     "shipped too late": Wrong(
         "shipped_within: 1 min",
         "shipped_within: 45 min",
@@ -409,6 +465,15 @@ def test_yaml_that_is_no_policy(text: str, line: int, where: str, words: str, tm
     file.write_text(text, encoding="utf-8")
     said = [f"{p.what} {p.mend}" for p in _refused(file).problems if (p.line, p.where) == (line, where)]
     assert any(words in each for each in said), said
+
+
+def test_an_application_that_nobody_lets_write_is_refused(edited: Edit) -> None:
+    text = SHIPPED.replace("        write: true\n", "")
+    file = edited()
+    file.write_text(text, encoding="utf-8")
+    (problem,) = _refused(file).problems
+    assert (problem.where, problem.what) == ("recovery.service.requests", "has no request that writes.")
+    assert problem.line == _line("    requests:", text)
 
 
 def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:

@@ -198,6 +198,23 @@ def test_rpo_and_the_alert_before_it_is_missed(policy: Policy) -> None:
     assert recovery.rpo_files == timedelta(minutes=90)
 
 
+@pytest.mark.requirement("R5.2")
+def test_the_service_is_asked_for_its_health_a_login_a_chat_an_upload_and_a_write(policy: Policy) -> None:
+    service = policy.recovery.service
+    assert service.command == ("python", "-m", "include.sandbox.service")
+    assert (service.started_within, service.answered_within) == (timedelta(minutes=1), timedelta(seconds=10))
+    assert [request.ask for request in service.requests.values()] == [
+        "GET /health",
+        "POST /login",
+        "GET /chats",
+        "GET /chats/${chat}",
+        "GET /uploads/${attachment}",
+        "POST /chats/${chat}/messages",
+        "PUT /messages/${message}/uploads/probe.json",
+    ]
+    assert [name for name, request in service.requests.items() if request.write] == ["new message", "new upload"]
+
+
 @pytest.mark.requirement("R6.1")
 def test_backup_metrics(policy: Policy) -> None:
     assert policy.monitoring.metrics.backup == ("size", "duration", "success_rate")

@@ -31,7 +31,7 @@ def test_data_keeps_its_promised_values() -> None:
     """A pinned sample: every Python draws the same, or figures from two machines cannot be compared."""
     _, _, rows = next(iter(Lifelike(1, 1.0).tables()))
     assert [row[1:4] for row in islice(rows, 2)] == [
-        ("user1@synapse.example", "Chloé Room", "ja"),
+        ("probe@synapse.example", "Chloé Room", "ja"),
         ("user2@synapse.example", "İpek Title", "ja"),
     ]
 

@@ -1,0 +1,206 @@
+"""How long a recovery will take today, by today's bytes and by how fast the last drills were (R5.4).
+
+Each phase has a cost of its own and a cost for how much there is. Both were measured on one machine; what the drills of
+an installation took says how much faster or slower it is, phase by phase. So the first drill makes the forecast true,
+and a week that grew shows in it before it shows on the worst day.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal, Self, get_args
+
+from include.recovery.moments.plan import RecoveryPlan
+from include.repository.contents import BASE
+from include.repository.manifest import Manifest
+
+Phase = Literal[
+    "steps",
+    "unpack",
+    "replay",
+    "copy",
+    "restore",
+    "objects",
+    "configuration",
+    "data_consistency",
+    "application_state",
+    "service_health",
+]
+"""`steps` is what Airflow adds: starting tasks. A recovery unpacks, replays and copies; a full backup is restored."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
+SIDE_BY_SIDE: tuple[Phase, ...] = ("data_consistency", "application_state")
+
+OBJECT_WEIGHT = 100_000
+"""An object costs as much as so many bytes more of it."""
+_EMPTY_CLUSTER = 23_000_000
+"""Bytes of a cluster in which nothing is."""
+_ROWS_IN_CLUSTER = 3
+"""A cluster is so many times as large as the dumps of its rows: pages, indexes."""
+_PER_CENT = 100
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a phase costs: seconds, and seconds a unit of its amount."""
+
+    fixed: float
+    unit: float
+
+    def of(self, amount: int) -> float:
+        """Seconds for so much."""
+        return self.fixed + self.unit * amount
+
+
+# Measured on two busy cores with PostgreSQL 18 and a store on the same machine; amounts are bytes, but for those of
+# `steps` and `service_health`, of which there is one, and of `application_state`, which are objects.
+COSTS: Mapping[Phase, Cost] = {
+    "steps": Cost(30.0, 0.0),
+    "unpack": Cost(0.25, 1 / 250e6),
+    "replay": Cost(0.1, 1 / 140e6),
+    "copy": Cost(0.8, 1 / 75e6),
+    "restore": Cost(0.4, 1 / 45e6),
+    "objects": Cost(0.3, 1 / 40e6),
+    "configuration": Cost(0.07, 1 / 50e6),
+    "data_consistency": Cost(15.0, 1 / 40e6),
+    "application_state": Cost(15.0, 0.004),
+    "service_health": Cost(5.0, 0.0),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One phase of one drill: how much it was, as `amounts` counts it, and the seconds that it took."""
+
+    phase: str
+    amount: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """How many times as long as `COSTS` say each phase takes here; what no drill has measured is not among them."""
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def measured(cls, records: Iterable[Measured]) -> Self:
+        """By what drills took, all of them together; a phase that is none of `PHASES` is passed over."""
+        took: dict[str, float] = defaultdict(float)
+        expected: dict[str, float] = defaultdict(float)
+        for record in records:
+            for phase in PHASES:
+                if record.phase == phase:
+                    took[phase] += record.seconds
+                    expected[phase] += COSTS[phase].of(record.amount)
+        return cls({phase: took[phase] / expected[phase] for phase in took if took[phase] > 0})
+
+    def seconds(self, phase: Phase, amount: int) -> float:
+        """What a phase will take."""
+        return COSTS[phase].of(amount) * self.factors.get(phase, 1.0)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The seconds of each phase, and the bytes or objects that they are of; what nobody has drilled yet is `guessed`.
+
+    From the declaration to the application in health; nobody's deliberation is in it.
+    """
+
+    seconds: Mapping[Phase, float]
+    amounts: Mapping[Phase, int]
+    guessed: tuple[Phase, ...]
+
+    @property
+    def total(self) -> float:
+        """Seconds in all. Data and state are looked at side by side, and the service after them."""
+        beside = max(self.seconds.get(phase, 0.0) for phase in SIDE_BY_SIDE)
+        return beside + sum(seconds for phase, seconds in self.seconds.items() if phase not in SIDE_BY_SIDE)
+
+    def above(self, limit: timedelta) -> str | None:
+        """What to do when it is above a limit, such as half of the RTO; None when it is not."""
+        if self.total <= limit.total_seconds():
+            return None
+        replay = self.seconds.get("replay", 0.0)
+        return (
+            f"A recovery would take {_minutes(self.total)} today, above {_minutes(limit.total_seconds())}; replaying "
+            f"the log is {replay * _PER_CENT / self.total:.0f} % of it. Make a base in midweek: run the DAG "
+            "snapshot_backup now, and give backups.snapshot.schedule a second day."
+        )
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        yield f"forecast       {_minutes(self.total)}" + (
+            f", of which nobody has measured here: {', '.join(self.guessed)}" if self.guessed else ""
+        )
+        for phase, seconds in self.seconds.items():
+            yield f"  {phase:18} {seconds:8.1f} s"
+
+    def to_json(self) -> dict[str, Any]:
+        """Small enough for an XCom: the seconds, and the amounts that a drill's record keeps beside what it took."""
+        return {
+            "total": round(self.total),
+            "seconds": {phase: round(seconds, 1) for phase, seconds in self.seconds.items()},
+            "amounts": dict(self.amounts),
+            "guessed": list(self.guessed),
+        }
+
+
+def forecast(way: RecoveryPlan | Manifest, speeds: Speeds) -> Forecast:
+    """What a recovery along a plan, or from a full backup, will take with today's bytes."""
+    how_much = amounts(way)
+    seconds = {phase: speeds.seconds(phase, amount) for phase, amount in how_much.items()}
+    if isinstance(way, RecoveryPlan) and "unpack" in seconds and "unpack" not in speeds.factors:
+        # Nobody has measured the way from the store yet: it is no faster than the base was stored.
+        seconds["unpack"] = max(seconds["unpack"], float(way.download_seconds))
+    return Forecast(seconds, how_much, tuple(phase for phase in how_much if phase not in speeds.factors))
+
+
+def amounts(way: RecoveryPlan | Manifest) -> dict[Phase, int]:
+    """How much each phase of a recovery has to do; a phase that it has not is not among them."""
+    found = _of_full(way) if isinstance(way, Manifest) else _of_plan(way)
+    return {phase: found[phase] for phase in PHASES if phase in found}
+
+
+def _of_plan(plan: RecoveryPlan) -> dict[Phase, int]:
+    found: dict[Phase, int] = {"steps": 1, "service_health": 1}
+    if "database" in plan.what:
+        base = sum(one.raw_bytes for one in plan.base.artifacts if _is_base(one.name))
+        rows = max(base - _EMPTY_CLUSTER, 0)
+        found |= {"unpack": base, "replay": plan.end_lsn - plan.start_lsn, "copy": rows, "data_consistency": rows}
+    if plan.objects:
+        whole = (plan.objects.base, *plan.objects.increments)
+        count = sum(manifest.objects.objects for manifest in whole)
+        weight = sum(manifest.objects.raw_bytes for manifest in whole)
+        found |= {"objects": weight + OBJECT_WEIGHT * count, "application_state": count}
+    if plan.configuration:
+        found["configuration"] = _configuration(plan.configuration.repository)
+    return found
+
+
+def _of_full(full: Manifest) -> dict[Phase, int]:
+    rows = sum(artifact.raw_bytes for artifact in full.artifacts if artifact.name.startswith("database/"))
+    return {
+        "steps": 1,
+        "restore": rows,
+        "objects": full.objects.raw_bytes + OBJECT_WEIGHT * full.objects.objects,
+        "configuration": _configuration(full),
+        "data_consistency": _ROWS_IN_CLUSTER * rows,
+        "application_state": full.objects.objects,
+        "service_health": 1,
+    }
+
+
+def _configuration(manifest: Manifest) -> int:
+    return sum(artifact.raw_bytes for artifact in manifest.artifacts if artifact.name.startswith("config/"))
+
+
+def _is_base(name: str) -> bool:
+    return name == BASE or name.startswith("database/tablespace-")
+
+
+def _minutes(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{minutes:,.1f} min" if minutes < 60 else f"{minutes / 60:,.1f} h"  # noqa: PLR2004 - an hour

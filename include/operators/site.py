@@ -1,0 +1,194 @@
+"""Making a site the active one, and undoing that (R5.3): the end of a failover, and the DAG `undo_failover`."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import TriggerRule
+from airflow.sdk.exceptions import AirflowSkipException
+
+from include.operators.disaster import Timed
+from include.operators.recovery import require_approval
+from include.operators.report import Teller, failures_of, links_of
+from include.operators.step import Facts, Step
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from include.disaster.plan import Copy
+    from include.monitoring.messages import Notification
+    from include.operators.run import Surroundings
+    from include.repository.catalog import Catalog
+
+log = logging.getLogger(__name__)
+
+ACTIVATE, FIND, SWITCH_BACK = "activate_plan", "find_failover", "switch_back"
+DRILL = "drill"
+OTHER_ANSWERS_WITHIN = timedelta(minutes=1)
+"""How long the copy that is not needed may keep a failover waiting."""
+
+
+class SwitchSite(Timed, Step):
+    """Make the site of a failover the active one, with the approval of somebody else than who declared it (R5.3).
+
+    A drill switches nothing: the task is skipped. Cleared, it goes on behind what is done.
+
+    :param activated_by: the task whose XCom says `mode`, `site`, `run`, `scenario`, `copy` and `by`.
+    :param approved_in: the task that asked a person.
+    """
+
+    ui_color = "#f2d5d5"
+
+    def __init__(self, *, activated_by: str = ACTIVATE, approved_in: str = "approve", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.activated_by = activated_by
+        self.approved_in = approved_in
+
+    def _take(self, context: Context) -> Facts:
+        asked = context["ti"].xcom_pull(task_ids=self.activated_by)
+        if asked["mode"] == DRILL:
+            raise AirflowSkipException("A drill: no site is switched.")
+        approved_by = require_approval(context, task=self.approved_in, what="failover")
+
+        from include.disaster.plan import load_plan  # noqa: PLC0415 - the engine
+        from include.disaster.site import require_site, switch_site  # noqa: PLC0415
+        from include.operators import connections  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        plan, here = load_plan(), Surroundings(scratch_root=self.scratch_root)
+        require_site(plan, asked["site"])
+        return switch_site(
+            plan,
+            asked["site"],
+            run=asked["run"],
+            by=asked["by"],
+            approved_by=approved_by,
+            because=asked["scenario"],
+            catalogs=catalogs(here, asked["copy"]),
+            checkout=connections.configuration(plan.sites[asked["site"]].configuration_connection).checkout,
+            dns=connections.route53(plan.switches.service.connection),
+        )
+
+
+class FindFailover(Step):
+    """Find the failover that the form names, or the newest; refuse one that cannot be undone (R5.3)."""
+
+    def _take(self, context: Context) -> Facts:
+        from include.disaster.plan import load_plan  # noqa: PLC0415
+        from include.disaster.site import SiteLog, SwitchRefused, find_run  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        form, here = context["params"], Surroundings(scratch_root=self.scratch_root)
+        copies = reachable(here)
+        record = SiteLog(load_plan(), list(copies.values()))
+        found = find_run(record, form["run"])
+        if found.is_undone:
+            raise SwitchRefused(
+                f"{found.run} was undone already.", mend="To go to another site, trigger disaster_recovery."
+            )
+        facts = {
+            "run": found.run,
+            "site": found.site,
+            "back_to": found.left,
+            "stands": found.stands(),
+            "touched": list(found.touched),
+            "asked": found.opened.when.isoformat(),
+            "by": found.opened.by,
+            "copy": next(copy for copy, catalog in copies.items() if catalog is record.told_by),
+            "undo": f"undo-{context['dag_run'].run_after.astimezone(UTC):%Y%m%dt%H%M%S%f}",
+            "because": form["because"],
+        }
+        self.log.info("%s to %s, asked for by %s: %s.", found.run, found.site, found.opened.by, found.stands())
+        return facts
+
+
+class SwitchBack(Step):
+    """Take back what the failover switched, the last first, with somebody else's approval (R5.3)."""
+
+    ui_color = "#f2d5d5"
+
+    def _take(self, context: Context) -> Facts:
+        from include.disaster.plan import load_plan  # noqa: PLC0415
+        from include.disaster.site import undo_switches  # noqa: PLC0415
+        from include.operators import connections  # noqa: PLC0415
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        approved_by = require_approval(context, what="undoing")
+        found = context["ti"].xcom_pull(task_ids=FIND)
+        plan, here = load_plan(), Surroundings(scratch_root=self.scratch_root)
+        return undo_switches(
+            plan,
+            run=found["run"],
+            undo=found["undo"],
+            by=str(context["dag_run"].triggering_user_name),
+            approved_by=approved_by,
+            because=found["because"],
+            catalogs=catalogs(here, found["copy"]),
+            checkout=connections.configuration(plan.sites[found["site"]].configuration_connection).checkout,
+            dns=connections.route53(plan.switches.service.connection),
+        )
+
+
+class ReportUndone(Teller):
+    """Tell which site is active now, or what failed and what stands half-way (R4.6)."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{"trigger_rule": TriggerRule.ALL_DONE, **kwargs})
+
+    def _take(self, context: Context) -> Facts:
+        from include.operators.run import Surroundings  # noqa: PLC0415
+
+        here = Surroundings(scratch_root=self.scratch_root)
+        return self.tell(here.policy, partial(self._words, context))
+
+    def _words(self, context: Context) -> Notification:
+        from include.monitoring.messages import Notification  # noqa: PLC0415
+
+        failures = failures_of(context)
+        found = context["ti"].xcom_pull(task_ids=FIND) or {}
+        done = context["ti"].xcom_pull(task_ids=SWITCH_BACK) or {}
+        facts: dict[str, object] = {"asked for by": context["dag_run"].triggering_user_name or "nobody by name"}
+        facts |= {name: found[name] for name in ("because", "run", "site", "back_to") if name in found}
+        if done:
+            facts |= {"active": done["active"], "switched back": ", ".join(done["switched_back"])}
+            facts |= {f"{bucket} does not tell of it": why for bucket, why in done["untold"].items()}
+        links = links_of(context, failures[0].task if failures else "")
+        if failures:
+            return Notification("run_failed", "Undoing the failover", facts, failures, links)
+        return Notification("switched_back" if done else "recovery_refused", "Undoing the failover", facts, links=links)
+
+
+def catalogs(here: Surroundings, copy: Copy) -> list[Catalog]:
+    """The copy's bucket first, which has to answer; then the other one, where there is a connection to it."""
+    others = [catalog for other, catalog in reachable(here).items() if other != copy]
+    return [here.catalog if copy == "primary" else here.replica, *others]
+
+
+def reachable(here: Surroundings) -> dict[Copy, Catalog]:
+    """Each copy that there is a connection to. With a region lost, that may be gone, too.
+
+    Nobody waits long for a bucket that does not answer. Raises `ConnectionUnusable` when there is no connection at all.
+    """
+    from include.disaster.plan import COPIES  # noqa: PLC0415
+    from include.operators import connections  # noqa: PLC0415
+    from include.repository.catalog import Catalog  # noqa: PLC0415
+
+    found: dict[Copy, Catalog] = {}
+    missing: connections.ConnectionUnusable | None = None
+    for copy in COPIES:
+        place = getattr(here.policy.storage, copy)
+        try:
+            bucket = connections.bucket(
+                place.connection, name=place.bucket, region=place.region, stall_limit=OTHER_ANSWERS_WITHIN
+            )
+        except connections.ConnectionUnusable as unusable:
+            missing = unusable
+            log.warning("The %s is not asked: %s", copy, unusable.what)
+        else:
+            found[copy] = Catalog(bucket, here.keyring)
+    if not found and missing:
+        raise missing
+    return found

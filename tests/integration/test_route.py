@@ -1,0 +1,101 @@
+"""The way back: base and log where they lead there, a full backup where the chain is broken; proved by going (R5.3)."""
+
+from __future__ import annotations
+
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from include.backup.full import make_full_backup
+from include.backup.snapshot import make_snapshot
+from include.disaster.isolation import drill_places, erase
+from include.disaster.route import go, plan_route, reopen_route
+from include.pipeline.store import Bucket
+from include.policy import load_policy
+from include.recovery.moments.plan import Target, Unreachable
+from include.recovery.validation.recovered import EXPECTED, Expected
+from include.repository.catalog import Catalog
+from include.repository.layout import BackupId
+from include.repository.manifest import Manifest
+from include.sandbox.installation import Installation
+
+POLICY = load_policy()
+LATEST = Target.parse("latest")
+
+
+def test_without_any_base_it_is_the_newest_full_backup(catalog: Catalog, manifest: Manifest, tmp_path: Path) -> None:
+    route = plan_route(catalog, LATEST, POLICY, scratch=tmp_path)
+    assert route.full is not None
+    assert route.full.id == manifest.id
+    assert route.reaches == manifest.consistency_point.time
+    assert "no base" in route.because
+    assert reopen_route(route.to_json(), catalog, POLICY) == route
+
+
+def test_before_every_full_backup_there_is_no_way(catalog: Catalog, manifest: Manifest, tmp_path: Path) -> None:
+    earlier = manifest.consistency_point.time - timedelta(hours=1)
+    with pytest.raises(Unreachable):
+        plan_route(catalog, Target.parse(earlier.isoformat()), POLICY, scratch=tmp_path)
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_full_backup_comes_back_whole_to_the_places_of_a_drill(
+    installation: Installation, catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    route = plan_route(catalog, LATEST, POLICY, scratch=tmp_path)
+    run = f"20261122t{secrets.randbelow(10**12):012}"
+    bucket = Bucket(
+        installation.primary.session(),
+        installation.recovered,
+        region=installation.primary.region,
+        endpoint_url=installation.primary.endpoint_url,
+    )
+    places = drill_places(run, server=installation.scratch, bucket=bucket, root=tmp_path)
+    assert places.configuration is not None
+    places.configuration.parent.mkdir()
+    facts = go(route, catalog, POLICY, places=places, scratch=tmp_path / "scratch")
+    expected = tmp_path / "scratch" / EXPECTED
+    written = Expected.read(expected)
+    assert written.reaches == manifest.consistency_point.time
+    assert written.inventory is not None
+    assert written.inventory.rows == facts["restored_rows"] == manifest.database.rows
+    assert written.objects == manifest.objects.objects == len(list(bucket.keys(places.prefix)))
+    assert written.commit == manifest.consistency_point.configuration_commit
+    assert expected.stat().st_mode & 0o777 == 0o600
+    erase(places, tmp_path)
+
+
+@pytest.mark.requirement("R5.3")
+def test_base_and_log_go_first_and_what_is_newer_than_all_log_is_a_full_backup(
+    installation: Installation, catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    application = installation.application()
+    snapshot = make_snapshot(
+        BackupId.parse("snapshot-20261122T000000Z"),
+        slot=None,
+        application=application,
+        catalog=catalog,
+        policy=POLICY,
+        scratch=tmp_path,
+    )
+    route = plan_route(catalog, LATEST, POLICY, scratch=tmp_path)
+    assert route.recovery is not None
+    assert route.recovery.base.id == snapshot.id
+    assert reopen_route(route.to_json(), catalog, POLICY).recovery == route.recovery
+    newer = make_full_backup(
+        BackupId.parse("full-20261123T000000Z"),
+        slot=None,
+        application=application,
+        catalog=catalog,
+        policy=POLICY,
+        scratch=tmp_path,
+    )
+    late = plan_route(catalog, LATEST, POLICY, scratch=tmp_path)
+    assert late.full is not None
+    assert late.full.id == newer.id
+    assert "earlier" in late.because
+    back = plan_route(catalog, Target.parse(manifest.id), POLICY, scratch=tmp_path)
+    assert back.full is not None  # no base is as old
+    assert back.full.id == manifest.id

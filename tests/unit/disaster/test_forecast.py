@@ -1,0 +1,151 @@
+"""The forecast: by today's bytes, by what the last drills took, and what it asks for when it is too long."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from include.disaster.forecast import COSTS, Forecast, Measured, Speeds, amounts, forecast
+from include.policy import load_policy
+from include.recovery.cluster.target import StopAt
+from include.recovery.moments.plan import (
+    EVERYTHING,
+    ConfigurationSource,
+    ObjectsSource,
+    RecoveryPlan,
+    Skew,
+    Target,
+    What,
+)
+from include.repository.lsn import Lsn
+from include.repository.manifest import Artifact, Manifest, StoredSegment
+from include.repository.timelines import TimelineHistory
+from tests.manifests import SEGMENT, make, window
+
+POLICY = load_policy()
+MB = 1_000_000
+
+
+def artifact(name: str, raw: int) -> Artifact:
+    stored = StoredSegment(key="k", raw_bytes=raw, raw_sha256="r", stored_bytes=raw // 4, stored_sha256="s")
+    return Artifact(
+        name=name,
+        component="structure",
+        retention_class="system_config",
+        attempt="0123456789abcdef",
+        segments=(stored,),
+        milliseconds=1,
+    )
+
+
+def snapshot(base: int, *, objects: int = 1000) -> Manifest:
+    """One with so many bytes of base."""
+    made = window("snapshot", 0, (1, 3), artifacts=(artifact("database/base.tar", base),))
+    return made.model_copy(
+        update={"objects": made.objects.model_copy(update={"objects": objects, "raw_bytes": 100 * MB})}
+    )
+
+
+def planned(base: int, log: int, what: tuple[What, ...] = EVERYTHING) -> RecoveryPlan:
+    """A plan of a base of so many bytes, and so many segments of log."""
+    made = snapshot(base)
+    point = made.consistency_point
+    return RecoveryPlan(
+        target=Target.parse("latest"),
+        what=what,
+        system_identifier="1",
+        base=made,
+        history=TimelineHistory(1),
+        segment_bytes=SEGMENT,
+        wal=(),
+        end_lsn=Lsn((log + 1) * SEGMENT),
+        stop=StopAt(name=point.restore_point, lsn=Lsn.parse(point.lsn)),
+        at=None,
+        reaches=point.time,
+        objects=ObjectsSource(made, (), (), point.objects_as_of) if "objects" in what else None,
+        configuration=ConfigurationSource(made, made, point.time) if "configuration" in what else None,
+        skew=Skew(None, None),
+        download_bytes=0,
+        raw_bytes=0,
+        download_seconds=0,
+        unpack_seconds=0,
+        replay_seconds=0,
+    )
+
+
+@pytest.mark.requirement("R5.4")
+def test_it_grows_with_the_log_and_the_rows_and_nothing_is_left_out() -> None:
+    small, weekly = (forecast(planned(500 * MB, log), Speeds()) for log in (10, 10_000))
+
+    assert weekly.seconds["replay"] - small.seconds["replay"] == pytest.approx(COSTS["replay"].unit * 9_990 * SEGMENT)
+    assert weekly.total - small.total == pytest.approx(weekly.seconds["replay"] - small.seconds["replay"])
+    assert set(small.seconds) == set(COSTS) - {"restore"}
+    assert forecast(planned(5000 * MB, 10), Speeds()).total > 2 * small.total
+
+
+def test_what_does_not_come_back_takes_no_time() -> None:
+    assert set(amounts(planned(500 * MB, 10, ("database",)))) == {
+        "steps",
+        "unpack",
+        "replay",
+        "copy",
+        "data_consistency",
+        "service_health",
+    }
+
+
+def test_a_full_backup_is_restored_not_replayed() -> None:
+    full = make(0, artifacts=(artifact("database/users.pgdump", 50 * MB), artifact("config/repository.bundle", MB)))
+
+    told = forecast(full, Speeds())
+
+    assert told.amounts["restore"] == 50 * MB
+    assert told.amounts["configuration"] == MB
+    assert not {"unpack", "replay", "copy"} & set(told.seconds)
+
+
+@pytest.mark.requirement("R5.4")
+def test_what_drills_took_says_how_fast_this_place_is_phase_by_phase() -> None:
+    plan = planned(500 * MB, 1000)
+    guess = forecast(plan, Speeds())
+    slow = [
+        Measured("replay", guess.amounts["replay"], 3 * guess.seconds["replay"]),
+        Measured("copy", guess.amounts["copy"] // 4, COSTS["copy"].of(guess.amounts["copy"] // 4)),
+        Measured("restore", 0, 0.0),
+        Measured("a step that nobody forecasts", 1, 100.0),
+    ]
+
+    told = forecast(plan, Speeds.measured(slow))
+
+    assert told.seconds["replay"] == pytest.approx(3 * guess.seconds["replay"])
+    assert told.seconds["copy"] == pytest.approx(guess.seconds["copy"])
+    assert "replay" not in told.guessed
+    assert "objects" in told.guessed
+
+
+def test_data_and_state_are_looked_at_side_by_side_and_the_service_after_them() -> None:
+    told = Forecast({"replay": 10.0, "data_consistency": 7.0, "application_state": 9.0, "service_health": 2.0}, {}, ())
+
+    assert told.total == pytest.approx(21.0)
+
+
+@pytest.mark.requirement("R5.4")
+def test_above_half_of_the_rto_it_asks_for_a_base_in_midweek() -> None:
+    half = POLICY.recovery.rto / 2
+    told = forecast(planned(500 * MB, 10), Speeds({"replay": 1e5}))
+
+    assert forecast(planned(500 * MB, 10), Speeds()).above(half) is None
+    words = told.above(half)
+    assert words is not None
+    assert "base in midweek" in words
+    assert "snapshot_backup" in words
+    assert "2.0 h" in words
+    assert told.above(timedelta(seconds=told.total + 1)) is None
+
+
+def test_it_fits_an_xcom() -> None:
+    told = forecast(planned(500 * MB, 10), Speeds()).to_json()
+
+    assert told["total"] > 0
+    assert set(told["seconds"]) == set(told["amounts"])

@@ -1,0 +1,124 @@
+"""What became of a drill: RTO and RPO as they were, what was not kept, whose turn it is; signed, and in the bucket."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from include.disaster.history import (
+    Drill,
+    Looked,
+    StepTime,
+    newest_drills,
+    next_drill,
+    overdue,
+    read_drills,
+    store_drill,
+)
+from include.disaster.plan import load_plan
+from include.repository.catalog import Catalog
+
+NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
+PLAN = load_plan()
+HELD = Looked(
+    kind="data_consistency", name="rows", subject="public.users", expected="7 rows", found="7 rows", passed=True
+)
+
+
+def made(**changed: Any) -> Drill:
+    """A drill that kept everything; `changed` makes it another one."""
+    declared = changed.pop("declared", NOW)
+    values: dict[str, Any] = {
+        "run": f"{declared:%Y%m%dt%H%M%S%f}",
+        "mode": "drill",
+        "scenario": "region_lost",
+        "from_copy": "replica",
+        "site": None,
+        "by": "ada",
+        "target": "latest",
+        "failed": declared - timedelta(minutes=5),
+        "declared": declared,
+        "reaches": declared - timedelta(minutes=6),
+        "files_as_of": declared - timedelta(minutes=50),
+        "healthy": declared + timedelta(minutes=20),
+        "promised_rto": 14_400,
+        "promised_rpo": 3_600,
+        "promised_rpo_files": 5_400,
+        "forecast_seconds": 1_100,
+        "steps": (StepTime(task="activate_plan", state="success", began=declared, ended=declared),),
+        "checks": (HELD,),
+    }
+    return Drill(**(values | changed))
+
+
+@pytest.mark.requirement("R5.4", "R5.5")
+def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None:
+    drill = made()
+    assert (drill.rto, drill.rpo, drill.rpo_files) == tuple(timedelta(minutes=number) for number in (20, 1, 45))
+    assert drill.passed
+    assert drill.facts()["RTO"] == "0:20:00 of 4:00:00"
+    after_the_failure = made(reaches=NOW)
+    assert after_the_failure.rpo == timedelta()
+
+
+@pytest.mark.requirement("R5.4", "R5.5")
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"healthy": NOW + timedelta(hours=4, seconds=1)}, "RTO of 4:00:00 missed: 4:00:01"),
+        ({"reaches": NOW - timedelta(minutes=66)}, "RPO of 1:00:00 missed: 1:01:00"),
+        ({"files_as_of": NOW - timedelta(hours=2)}, "RPO of files of 1:30:00 missed: 1:55:00"),
+        ({"healthy": None}, "nobody found it in health"),
+        ({"reaches": None, "healthy": None}, "nothing came back"),
+        ({"steps": (StepTime(task="clean_up", state="failed"),)}, "clean_up failed"),
+        ({"checks": (HELD.model_copy(update={"passed": False, "found": "6 rows"}),)}, "rows of public.users"),
+    ],
+)
+def test_whatever_was_not_kept_is_told(changed: dict[str, Any], words: str) -> None:
+    drill = made(**changed)
+    assert not drill.passed
+    assert drill.missed == [words]
+    assert words in str(drill.facts()["missed"])
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_over(
+    catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = made(declared=NOW - timedelta(days=60)), made()
+    for drill in (new, old):
+        store_drill(catalog.bucket, catalog.keyring, drill)
+    forged = json.loads(made(declared=NOW + timedelta(days=1)).sealed(catalog.keyring))
+    forged["healthy"] = None
+    key = made(declared=NOW + timedelta(days=1)).home
+    catalog.bucket.create(key, json.dumps(forged, sort_keys=True, separators=(",", ":")).encode())
+    known = read_drills([catalog, catalog])
+    assert known == [old, new]
+    assert key in caplog.text
+    assert newest_drills(PLAN, known)["region_lost", "replica"] == new
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_the_turn_is_whose_drill_was_longest_ago() -> None:
+    assert next_drill(PLAN, []) == PLAN.subjects()[0]
+    ages = {subject: days for days, subject in enumerate(PLAN.subjects(), start=1)}
+    drills = [
+        made(scenario=scenario, from_copy=copy, declared=NOW - timedelta(days=days))
+        for (scenario, copy), days in ages.items()
+    ]
+    assert next_drill(PLAN, sorted(drills, key=lambda drill: drill.declared)) == PLAN.subjects()[-1]
+    assert next_drill(PLAN, drills[1:]) == PLAN.subjects()[0]
+
+
+@pytest.mark.requirement("R9")
+def test_what_never_passed_is_overdue_and_so_is_what_is_old() -> None:
+    recent = made()
+    assert ("region_lost", "replica") not in overdue(PLAN, [recent], NOW)
+    assert ("region_lost", "replica") in overdue(PLAN, [made(healthy=None)], NOW)
+    assert ("region_lost", "replica") in overdue(PLAN, [recent], NOW + timedelta(days=100))
+    assert ("database_lost", "primary") in overdue(PLAN, [recent], NOW)
+    failover = made(mode="failover", site="dr")
+    assert ("region_lost", "replica") in overdue(PLAN, [failover], NOW)

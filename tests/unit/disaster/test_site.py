@@ -1,0 +1,285 @@
+"""Failing over and back dies everywhere (R5.3), and the same run again ends switched, and undoing ends as before.
+
+Before or after any call to either bucket, to Route 53 or to the file system. The file system is real; the buckets keep
+what S3 promises of creation and listing, and Route 53 what it promises of a batch: all of it, or nothing. What the real
+ones do is in test_switches.py.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from include.disaster import switches
+from include.disaster.plan import load_plan
+from include.disaster.site import switch_site, undo_switches
+from include.disaster.site_log import SiteLog, active_site
+from include.errors import BackupError
+from include.pipeline.keys import Keyring
+from include.pipeline.store import ObjectExists, ObjectVersion
+from include.repository.catalog import Catalog
+
+PLAN = load_plan()
+NAME = PLAN.switches.service.name
+HOME, DR = "home.synapse.example", "dr.synapse.example"
+FILE = PLAN.switches.configuration
+BEFORE = b"# Production\nSYNAPSE_SITE=home\nSYNAPSE_SESSION_SECRET=7f3a\nSYNAPSE_REGION=eu-west-1\n"
+AFTER = b"# Production\nSYNAPSE_SITE=dr\nSYNAPSE_SESSION_SECRET=7f3a\nSYNAPSE_REGION=us-east-1\n"
+
+
+class Killed(BaseException):
+    """The process is gone at this point."""
+
+
+@dataclass
+class Deaths:
+    """Counts what happens outside, each thing before and after; dies where it is told to."""
+
+    dies_at: int | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def step(self, what: str) -> None:
+        self.calls.append(what)
+        if len(self.calls) == self.dies_at:
+            raise Killed
+
+    @contextmanager
+    def around(self, what: str) -> Iterator[None]:
+        self.step(f"before {what}")
+        yield
+        self.step(f"after {what}")
+
+    @contextmanager
+    def watching_files(self) -> Iterator[None]:
+        """Count what changes files."""
+
+        def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+            def counting(*arguments: Any, **named: Any) -> Any:
+                with self.around(function.__name__):
+                    return function(*arguments, **named)
+
+            return counting
+
+        class CountedOs:
+            def __getattr__(self, name: str) -> Any:
+                real = getattr(os, name)
+                return counted(real) if name in {"open", "fsync", "link", "fchmod"} else real
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(switches, "os", CountedOs())
+            patch.setattr(Path, "replace", counted(Path.replace))
+            patch.setattr(Path, "unlink", counted(Path.unlink))
+            yield
+
+
+@dataclass
+class MemoryBucket:
+    """A bucket that keeps what it is given, as S3 promises to; its clock goes on with every look at it."""
+
+    name: str
+    objects: dict[str, bytes] = field(default_factory=dict)
+    now: datetime = datetime(2026, 11, 22, tzinfo=UTC)
+    deaths: Deaths = field(default_factory=Deaths)
+
+    def clock(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+    def create(self, key: str, body: bytes) -> None:
+        with self.deaths.around(f"create in {self.name}"):
+            if self.objects.setdefault(key, body) != body:
+                raise ObjectExists("It exists already.", mend="-")
+
+    def read(self, key: str, *, version_id: str | None = None) -> bytes:
+        return self.objects[key]
+
+    read_oldest = read
+
+    def versions(self, prefix: str) -> Iterator[ObjectVersion]:
+        for key, body in sorted(self.objects.items()):
+            yield ObjectVersion(key, "v", self.now, len(body), "e", deleted=False, latest=True)
+
+
+@dataclass
+class MemoryZone:
+    """A zone of Route 53: a batch is carried out whole or not at all, and is pending at first."""
+
+    sets: list[dict[str, Any]] = field(default_factory=list)
+    pending: int = 0
+    deaths: Deaths = field(default_factory=Deaths)
+
+    def list_hosted_zones_by_name(self, *, DNSName: str) -> dict[str, Any]:  # noqa: N803 - boto3's name
+        return {"HostedZones": [{"Id": "/hostedzone/Z1", "Name": DNSName, "Config": {"PrivateZone": False}}]}
+
+    def list_resource_record_sets(self, **_: Any) -> dict[str, Any]:
+        return {"ResourceRecordSets": [dict(each) for each in self.sets]}
+
+    def change_resource_record_sets(self, *, HostedZoneId: str, ChangeBatch: dict[str, Any]) -> dict[str, Any]:  # noqa: N803
+        with self.deaths.around("change"):
+            sets = list(self.sets)
+            for change in ChangeBatch["Changes"]:
+                wanted = change["ResourceRecordSet"]
+                if change["Action"] == "DELETE":
+                    if wanted not in sets:
+                        raise ClientError({"Error": {"Code": "InvalidChangeBatch"}}, "ChangeResourceRecordSets")
+                    sets.remove(wanted)
+                else:
+                    sets = [each for each in sets if each["Type"] != wanted["Type"]] + [dict(wanted)]
+            self.sets, self.pending = sets, 1
+        return {"ChangeInfo": {"Id": "/change/C1", "Status": "PENDING"}}
+
+    def get_change(self, *, Id: str) -> dict[str, Any]:  # noqa: N803
+        with self.deaths.around("wait"):
+            self.pending -= 1
+        return {"ChangeInfo": {"Id": Id, "Status": "PENDING" if self.pending >= 0 else "INSYNC"}}
+
+
+@dataclass
+class World:
+    """Both regions' buckets, a checkout, a zone."""
+
+    keyring: Keyring
+    checkout: Path
+    replica: MemoryBucket
+    primary: MemoryBucket
+    zone: MemoryZone
+
+    @classmethod
+    def make(cls, keyring: Keyring, checkout: Path) -> World:
+        """Home is active, and nobody ever switched."""
+        file = checkout / FILE
+        file.parent.mkdir(exist_ok=True)
+        for left in file.parent.iterdir():
+            left.unlink()
+        file.write_bytes(BEFORE)
+        file.chmod(0o640)
+        return cls(keyring, checkout, MemoryBucket("replica"), MemoryBucket("primary"), MemoryZone([cname(HOME, 300)]))
+
+    @property
+    def catalogs(self) -> list[Catalog]:
+        return [Catalog(cast("Any", bucket), self.keyring) for bucket in (self.replica, self.primary)]
+
+    def attempt(self, act: str, dies_at: int | None = None, name: str = "undo-1") -> list[str]:
+        """One try in a process of its own, as far as it comes; returns what it called."""
+        deaths = self.replica.deaths = self.primary.deaths = self.zone.deaths = Deaths(dies_at)
+        said: dict[str, Any] = {"by": "ada", "approved_by": "bob", "because": "the region is lost", "run": "run-1"}
+        reach: dict[str, Any] = {"catalogs": self.catalogs, "checkout": self.checkout, "dns": self.zone}
+        with deaths.watching_files(), suppress(Killed):
+            if act == "switch":
+                switch_site(PLAN, "dr", **said, **reach)
+            else:
+                undo_switches(PLAN, undo=name, **said, **reach)
+        return deaths.calls
+
+    def state(self) -> tuple[object, ...]:
+        """Everything that a failover changes, as each bucket, the file and the zone tell it."""
+        file = self.checkout / FILE
+        told = [active_site(PLAN, [catalog]).site for catalog in self.catalogs]
+        return (*told, file.read_bytes(), stat.S_IMODE(file.stat().st_mode), self.zone.sets)
+
+
+def cname(value: str, ttl: int) -> dict[str, Any]:
+    return {"Name": NAME, "Type": "CNAME", "TTL": ttl, "ResourceRecords": [{"Value": value}]}
+
+
+BEGUN = ("home", "home", BEFORE, 0o640, [cname(HOME, 300)])
+SWITCHED = ("dr", "dr", AFTER, 0o640, [cname(DR, 60)])
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(switches, "_FIRST_POLL", 0.0)
+
+
+@pytest.mark.requirement("R5.3")
+def test_whatever_dies_while_switching_the_same_run_ends_switched_and_undoing_ends_as_before(
+    keyring: Keyring, tmp_path: Path
+) -> None:
+    calls = World.make(keyring, tmp_path).attempt("switch")
+    assert len(calls) > 40
+    assert {"before create in primary", "after change", "before wait", "after link", "before replace"} <= set(calls)
+    for dies_at, call in enumerate(calls, start=1):
+        world = World.make(keyring, tmp_path)
+        world.attempt("switch", dies_at)
+        world.attempt("switch")
+        assert world.state() == SWITCHED, call
+        world.attempt("undo")
+        assert world.state() == BEGUN, call
+        world = World.make(keyring, tmp_path)
+        world.attempt("switch", dies_at)
+        if SiteLog(PLAN, world.catalogs).newest:  # else it died before anything, and there is nothing to undo
+            world.attempt("undo")
+        assert world.state() == BEGUN, call
+
+
+@pytest.mark.requirement("R5.3")
+def test_whatever_dies_while_undoing_the_same_again_or_another_ends_as_before(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    world.attempt("switch")
+    calls = world.attempt("undo")
+    assert world.state() == BEGUN
+    for dies_at, call in enumerate(calls, start=1):
+        world = World.make(keyring, tmp_path)
+        world.attempt("switch")
+        world.attempt("undo", dies_at)
+        world.attempt("undo")  # a cleared task, also behind the last step
+        assert world.state() == BEGUN, call
+        world = World.make(keyring, tmp_path)
+        world.attempt("switch")
+        world.attempt("undo", dies_at)
+        with suppress(BackupError):  # nothing was left to do
+            world.attempt("undo", name="by-hand")
+        assert world.state() == BEGUN, call
+
+
+@pytest.mark.requirement("R5.3")
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(deaths=st.lists(st.integers(1, 60), max_size=6), back=st.lists(st.integers(1, 60), max_size=6))
+def test_however_often_it_dies(keyring: Keyring, tmp_path: Path, deaths: list[int], back: list[int]) -> None:
+    world = World.make(keyring, tmp_path)
+    for dies_at in deaths:
+        world.attempt("switch", dies_at)
+    world.attempt("switch")
+    assert world.state() == SWITCHED
+    for dies_at in back:
+        world.attempt("undo", dies_at)
+    world.attempt("undo")
+    assert world.state() == BEGUN
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (b"", b"SYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\n"),
+        (b"A=1", b"A=1\nSYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\n"),
+        (b"A=1\r\nSYNAPSE_SITE=x\r\n", b"A=1\r\nSYNAPSE_SITE=dr\r\nSYNAPSE_REGION=us-east-1\r\n"),
+        (b"# SYNAPSE_SITE=x\n", b"# SYNAPSE_SITE=x\nSYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\n"),
+        (b"SYNAPSE_SITES=x\n", b"SYNAPSE_SITES=x\nSYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\n"),
+        (b"SYNAPSE_REGION =a\nexport SYNAPSE_SITE='b'", b"SYNAPSE_REGION =us-east-1\nexport SYNAPSE_SITE=dr"),
+        (
+            b"SYNAPSE_SITE=a\nSYNAPSE_SITE=b\nSYNAPSE_REGION=\nN=\xff\x85\x0b\n",
+            b"SYNAPSE_SITE=dr\nSYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\nN=\xff\x85\x0b\n",
+        ),
+    ],
+)
+def test_only_our_lines_of_an_environment_file_change(tmp_path: Path, content: bytes, wanted: bytes) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(content)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    assert file.read_bytes() == wanted
+    switch.restore(before)
+    assert file.read_bytes() == content

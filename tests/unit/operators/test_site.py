@@ -1,0 +1,151 @@
+"""The end of a failover and its undoing (R5.3): a drill switches nothing, and nobody approves what they asked for."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+
+from include.disaster.plan import load_plan
+from include.operators.site import FindFailover, SwitchBack, SwitchSite
+from include.operators.step import ERROR
+from include.pipeline.keys import KEYRING_VARIABLE, Keyring
+from include.sandbox.s3 import S3Server
+
+PLAN = load_plan()
+ASKED = {
+    "mode": "failover",
+    "site": "dr",
+    "run": "20261122t103712123456",
+    "scenario": "region_lost",
+    "copy": "replica",
+    "by": "ada",
+}
+YES = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "bob"}}
+Context = Callable[..., Any]
+
+
+@pytest.fixture
+def told() -> dict[str, Any]:
+    """What tasks left: each one's XCom by its name, and the error of the last one that failed."""
+    return {"activate_plan": dict(ASKED), "approve": dict(YES)}
+
+
+@pytest.fixture
+def context(told: dict[str, Any]) -> Context:
+    def make(asker: str = "ada", **form: str) -> Any:
+        def pull(task_ids: str) -> Any:
+            return told.get(task_ids)
+
+        def push(key: str, value: Any) -> None:
+            told[key] = value
+
+        ti = SimpleNamespace(xcom_pull=pull, xcom_push=push)
+        run = SimpleNamespace(triggering_user_name=asker, run_after=datetime(2026, 11, 22, 12, tzinfo=UTC))
+        return {"ti": ti, "dag_run": run, "params": {"run": "", "because": "it came back", **form}}
+
+    return make
+
+
+@pytest.fixture
+def site(
+    s3_primary: S3Server, s3_replica: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], tuple[str, list[str]]]:
+    """The connections of a failover after the region was lost: of the primary's there is none."""
+    Keyring.create(tmp_path / "keyring.json")
+    monkeypatch.setenv(KEYRING_VARIABLE, str(tmp_path / "keyring.json"))
+    file = tmp_path / "dr" / PLAN.switches.configuration
+    file.parent.mkdir(parents=True)
+    file.write_text("SYNAPSE_SITE=home\n")
+    credentials = s3_replica.session().get_credentials()
+    assert credentials
+    name = s3_replica.create_bucket(f"site-{secrets.token_hex(8)}")
+    extra = {"region_name": s3_replica.region, "endpoint_url": s3_replica.endpoint_url}
+    aws = {"conn_type": "aws", "login": credentials.access_key, "password": credentials.secret_key}
+    bucket = {**aws, "extra": {**extra, "service_config": {"s3": {"bucket_name": name}}}}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_BACKUPS_REPLICA", json.dumps(bucket))
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DNS", json.dumps({**aws, "extra": extra}))
+    configuration = {"conn_type": "generic", "host": str(tmp_path / "dr")}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_CONFIGURATION", json.dumps(configuration))
+    dns = s3_replica.session().client("route53", endpoint_url=s3_replica.endpoint_url)
+    zones = dns.list_hosted_zones_by_name(DNSName=PLAN.switches.service.zone)["HostedZones"]
+    found = [each["Id"] for each in zones if each["Name"] == PLAN.switches.service.zone]
+    made = {"Name": PLAN.switches.service.zone, "CallerReference": secrets.token_hex(8)}
+    zone = found[0] if found else dns.create_hosted_zone(**made)["HostedZone"]["Id"]
+    for record in _records(dns, zone):
+        change: Any = {"Changes": [{"Action": "DELETE", "ResourceRecordSet": record}]}
+        dns.change_resource_record_sets(HostedZoneId=zone, ChangeBatch=change)
+    return lambda: (file.read_text(), [each["ResourceRecords"][0]["Value"] for each in _records(dns, zone)])
+
+
+def _records(dns: Any, zone: str) -> list[Any]:
+    sets = dns.list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
+    return [each for each in sets if each["Name"] == PLAN.switches.service.name]
+
+
+SWITCHED = ("SYNAPSE_SITE=dr\nSYNAPSE_REGION=us-east-1\n", ["dr.synapse.example"])
+BEFORE: tuple[str, list[str]] = ("SYNAPSE_SITE=home\n", [])
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_failover_switches_and_is_undone_with_the_primary_lost(
+    site: Callable[[], Any], context: Context, told: dict[str, Any]
+) -> None:
+    switched = SwitchSite(task_id="switch_site").execute(context())
+    assert site() == SWITCHED
+    assert (switched["active"], switched["before"], switched["untold"]) == ("dr", "home", {})
+    told["find_failover"] = FindFailover(task_id="find_failover").execute(context())
+    found = {"run": ASKED["run"], "site": "dr", "back_to": "home", "copy": "replica", "by": "ada"}
+    assert found.items() <= told["find_failover"].items()
+    undone = SwitchBack(task_id="switch_back").execute(context())
+    assert site() == BEFORE
+    assert undone["active"] == "home"
+    assert SwitchBack(task_id="switch_back").execute(context()) == undone  # cleared
+    with pytest.raises(AirflowFailException, match="was undone already"):  # no other try mends it
+        FindFailover(task_id="find_failover").execute(context())
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_drill_switches_nothing(site: Callable[[], Any], context: Context, told: dict[str, Any]) -> None:
+    told["activate_plan"]["mode"] = "drill"
+    with pytest.raises(AirflowSkipException):
+        SwitchSite(task_id="switch_site").execute(context())
+    assert site() == BEFORE
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+@pytest.mark.parametrize("answer", [None, {**YES, "responded_by_user": {"id": "1", "name": "ada"}}])
+def test_nobody_switches_or_undoes_alone(
+    site: Callable[[], Any], context: Context, told: dict[str, Any], answer: object
+) -> None:
+    told["approve"] = answer
+    with pytest.raises(AirflowFailException, match="approved"):
+        SwitchSite(task_id="switch_site").execute(context())
+    assert site() == BEFORE
+    told["approve"] = YES
+    SwitchSite(task_id="switch_site").execute(context())
+    told["find_failover"] = FindFailover(task_id="find_failover").execute(context())
+    told["approve"] = answer
+    with pytest.raises(AirflowFailException, match=r"approved this undoing|this undoing and approved"):
+        SwitchBack(task_id="switch_back").execute(context())
+    assert "Clear `approve`" in told[ERROR]["mend"]
+    assert site() == SWITCHED
+
+
+@pytest.mark.requirement("R5.3")
+def test_without_a_connection_to_either_copy_it_is_told_which_are_missing(
+    site: Callable[[], Any], context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_SYNAPSE_BACKUPS_REPLICA")
+    with pytest.raises(AirflowFailException, match="no Airflow connection synapse_backups_"):
+        FindFailover(task_id="find_failover").execute(context())
+    with pytest.raises(AirflowFailException, match="no Airflow connection synapse_backups_replica"):
+        SwitchSite(task_id="switch_site").execute(context())
+    assert site() == BEFORE
