@@ -54,7 +54,7 @@ from include.sources.postgres.inventory import (
     table_contents,
     take_inventory,
 )
-from include.sources.postgres.login import DatabaseLogin
+from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 from include.sources.postgres.relations import CATCH_ALL, Relations, list_relations
 from include.sources.postgres.tools import PostgresTools, find_tools
 
@@ -207,7 +207,7 @@ class _Restore:
     def __init__(self, backup: DatabaseSource, server: DatabaseLogin, name: str, scratch: Path) -> None:
         self._backup, self._server, self._name, self._scratch = backup, server, name, scratch
         self._scratch_name = f"restore_{secrets.token_hex(4)}_{name}".encode()[:63].decode(errors="ignore")
-        self._login = replace(server, dbname=self._scratch_name, options=undisturbed(server))
+        self._login = replace(server, dbname=self._scratch_name, options=_undisturbed(server))
         self._program = PgRestore(*_tools_for(backup, server), self._login, APPLICATION)
         document = json.loads(b"".join(backup.read(INVENTORY)))
         self._inventory = Inventory.from_json(document)
@@ -555,8 +555,20 @@ def _tools_for(backup: DatabaseSource, server: DatabaseLogin) -> tuple[PostgresT
     return find_tools(max(major, backup.manifest.database.tools)), major
 
 
-def undisturbed(server: DatabaseLogin) -> str:
-    """The options of sessions that restore, or look: those of `server`, and over them what keeps them undisturbed."""
+def undisturbed_login(login: DatabaseLogin) -> DatabaseLogin:
+    """`login`, for sessions that are disturbed by nothing that its database has set for its users.
+
+    What may be asked for is found out in another database: a trigger on login would write down who came to look.
+    """
+    try:
+        options = _undisturbed(login.with_database("postgres"))
+    except DatabaseUnreachable:
+        options = _undisturbed(login)
+    return replace(login, options=options)
+
+
+def _undisturbed(server: DatabaseLogin) -> str:
+    """The options of sessions that restore: those of `server`, and over them what keeps a restore undisturbed."""
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         superuser = session.info.parameter_status("is_superuser") == "on"
         since_17 = session.info.server_version >= _TRIGGERS_TURNED_OFF

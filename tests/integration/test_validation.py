@@ -144,6 +144,38 @@ def test_what_came_back_is_all_there_and_sound(back: Back) -> None:
     }
 
 
+@pytest.mark.requirement("R5.2")
+def test_of_a_part_only_that_is_looked_at(
+    back: Back, catalog: Catalog, manifest: Manifest, installation: Installation, sandbox_directory: Path
+) -> None:
+    name = f"validated_{secrets.token_hex(4)}"
+    with Progress("restore", scratch=sandbox_directory) as progress:
+        opened = OpenedBackup(catalog, manifest, policy=POLICY.pipeline, progress=progress)
+        part = restore_part(
+            opened, server=installation.scratch, name=name, scratch=sandbox_directory, components=["billing"]
+        )
+    tables = ("public.invoices", "public.subscriptions")
+    expected = replace(back.recovered.expected, tables=tables, left_out=part.left_out, objects=None, commit=None)
+    login = installation.scratch.with_database(name)
+    recovered = Recovered(expected, login, whole=False)
+    try:
+        validation = check_data_consistency(recovered, POLICY)
+        assert list(map(str, validation.failed)) == []
+        assert {check.subject for check in validation.checks if check.name == "rows"} == set(tables)
+        [invariants] = {check.name for check in check_application_state(recovered, POLICY).checks}
+        assert invariants == "rows against the invariant"
+        with broken(login, "DROP TABLE invoices", "SELECT"):
+            validation = check_data_consistency(recovered, POLICY)
+        assert ("rows", "public.invoices") in failures(validation)
+        assert [check.found for check in validation.failed if check.subject == "public.invoices"] == ["missing"]
+        assert check_application_state(recovered, POLICY).checks == ()
+        whole = replace(recovered, expected=replace(expected, tables=()))
+        assert failures(check_application_state(whole, POLICY)) >= {("rows against the invariant", "negative_invoice")}
+    finally:
+        with installation.scratch.connect(application_name="test", autocommit=True) as session:
+            session.execute(f'DROP DATABASE "{name}"'.encode())
+
+
 BREAKS = {
     "a dropped row": (
         "CREATE TABLE pg_temp.kept AS SELECT * FROM feature_flags LIMIT 1;"
@@ -169,11 +201,13 @@ BREAKS = {
         },
     ),
     "a duplicate key that its index does not know": (
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET seq_page_cost = 1e6', current_database()); END $$;"
         "UPDATE pg_index SET indisready = false WHERE indexrelid = 'feature_flags_pkey'::regclass;"
         "INSERT INTO feature_flags SELECT * FROM feature_flags LIMIT 1;"
         "UPDATE pg_index SET indisready = true WHERE indexrelid = 'feature_flags_pkey'::regclass",
         "SET enable_indexscan = off; SET enable_bitmapscan = off; DELETE FROM feature_flags WHERE ctid IN"
-        " (SELECT max(ctid) FROM feature_flags GROUP BY name HAVING count(*) > 1); REINDEX TABLE feature_flags",
+        " (SELECT max(ctid) FROM feature_flags GROUP BY name HAVING count(*) > 1); REINDEX TABLE feature_flags;"
+        " DO $$ BEGIN EXECUTE format('ALTER DATABASE %I RESET seq_page_cost', current_database()); END $$",
         {
             ("rows", "public.feature_flags"),
             ("content", "public.feature_flags"),

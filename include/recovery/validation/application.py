@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import psycopg
 
 from include.pipeline.process import child_environment
-from include.recovery.database import undisturbed
+from include.recovery.database import undisturbed_login
 from include.recovery.scratch import APPLICATION
 from include.recovery.validation.expectations import Measured, Question, answer
 
@@ -51,7 +50,7 @@ def _questions(recovered: Recovered, policy: Policy) -> Iterator[Question]:
         yield from _configuration(recovered.configuration, expected.commit)
     if recovered.database is None:
         return
-    login = replace(recovered.database, options=undisturbed(recovered.database))
+    login = undisturbed_login(recovered.database)
     with login.connect(application_name=APPLICATION, autocommit=True) as session:
         session.read_only = True
         session.execute("SET TimeZone = 'UTC'")

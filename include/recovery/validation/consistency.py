@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import psycopg
 
-from include.recovery.database import undisturbed
+from include.recovery.database import undisturbed_login
 from include.recovery.scratch import APPLICATION
 from include.recovery.validation.expectations import Measured, Question, answer
 from include.recovery.validation.indexes import indexes
@@ -49,7 +48,7 @@ def check_data_consistency(recovered: Recovered, policy: Policy) -> Validation:
     began = datetime.now(UTC)
     if recovered.database is None:
         return answer("data_consistency", began, [])
-    login = replace(recovered.database, options=undisturbed(recovered.database))
+    login = undisturbed_login(recovered.database)
     with login.connect(application_name=APPLICATION) as session:
         session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         session.read_only = True

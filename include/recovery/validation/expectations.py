@@ -156,11 +156,10 @@ def _imported() -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """It says much that nobody asked for; what it found is told by us."""
+    """It says much that nobody asked for, some of it at levels of its own; what it found is told by us."""
     logger = logging.getLogger("great_expectations")
-    before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.propagate = False
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.propagate = True

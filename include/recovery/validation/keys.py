@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # A damaged index must not answer for the rows, and a policy that would hide some is an error. With an empty search path
 # every name is written in full, by the server when it writes an expression, and so by us.
 _FROM_THE_HEAP = {
+    "enable_seqscan": "on",
     "enable_indexscan": "off",
     "enable_indexonlyscan": "off",
     "enable_bitmapscan": "off",
@@ -69,6 +70,7 @@ _FOREIGN: LiteralString = """
         AND con.conrelid = ANY (%s::oid[])
     ORDER BY n.nspname COLLATE "C", c.relname COLLATE "C", con.conname COLLATE "C"
 """
+# Those that fill their column: by its default, or as its identity.
 _SEQUENCES: LiteralString = """
     SELECT d.objid::bigint, n.nspname, c.relname, a.attname
     FROM pg_depend AS d
@@ -77,7 +79,14 @@ _SEQUENCES: LiteralString = """
     JOIN pg_namespace AS n ON n.oid = c.relnamespace
     JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid
     WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjsubid > 0
-        AND d.deptype IN ('a', 'i') AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
+        AND (
+            d.deptype = 'i' OR d.deptype = 'a' AND EXISTS (
+                SELECT FROM pg_attrdef AS filled JOIN pg_depend AS uses ON uses.objid = filled.oid
+                WHERE filled.adrelid = a.attrelid AND filled.adnum = a.attnum
+                    AND uses.classid = 'pg_attrdef'::regclass AND uses.refobjid = d.objid
+            )
+        )
+        AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype)
         AND d.objid = ANY (%s::oid[])
     ORDER BY 1
 """
