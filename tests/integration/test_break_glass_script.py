@@ -152,7 +152,7 @@ def test_it_brings_everything_back_from_the_replica_alone(
         text=True,
         check=True,
     )
-    assert commit.stdout.strip() == before.configuration == expected.commit
+    assert commit.stdout.strip() == before.configuration["HEAD"] == expected.commit
     assert not list(places.rglob("pwned"))
 
 
