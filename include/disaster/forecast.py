@@ -59,11 +59,11 @@ class Cost:
 COSTS: Mapping[Phase, Cost] = {
     "steps": Cost(30.0, 0.0),
     "unpack": Cost(0.25, 1 / 250e6),
-    "replay": Cost(0.1, 1 / 140e6),
-    "copy": Cost(0.8, 1 / 75e6),
+    "replay": Cost(0.2, 1 / 100e6),
+    "copy": Cost(0.9, 1 / 40e6),
     "restore": Cost(0.4, 1 / 45e6),
-    "objects": Cost(0.3, 1 / 40e6),
-    "configuration": Cost(0.07, 1 / 50e6),
+    "objects": Cost(0.3, 1 / 18e6),
+    "configuration": Cost(0.1, 1 / 50e6),
     "data_consistency": Cost(15.0, 1 / 40e6),
     "application_state": Cost(15.0, 0.004),
     "service_health": Cost(5.0, 0.0),
@@ -154,7 +154,9 @@ def forecast(way: RecoveryPlan | Manifest, speeds: Speeds) -> Forecast:
     seconds = {phase: speeds.seconds(phase, amount) for phase, amount in how_much.items()}
     if isinstance(way, RecoveryPlan) and "unpack" in seconds and "unpack" not in speeds.factors:
         # Nobody has measured the way from the store yet: it is no faster than the base was stored.
-        seconds["unpack"] = max(seconds["unpack"], float(way.download_seconds))
+        stored = sum(one.stored_bytes for one in way.base.artifacts if _is_base(one.name))
+        fetched = way.download_seconds * stored / max(way.download_bytes, 1)
+        seconds["unpack"] = max(seconds["unpack"], fetched)
     return Forecast(seconds, how_much, tuple(phase for phase in how_much if phase not in speeds.factors))
 
 

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -160,9 +161,13 @@ def _drop(server: DatabaseLogin, name: str) -> str:
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
         if session.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
             return ""
+        drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
         try:
-            # FORCE: an application that was started on it may not have let go yet.
-            session.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+            # Without FORCE, which may not end an autovacuum: PostgreSQL then sends that away by itself, and waits.
+            with suppress(psycopg.errors.ObjectInUse):
+                session.execute(drop)
+            # With it, because an application that was started on it may not have let go yet.
+            session.execute(drop + sql.SQL(" WITH (FORCE)"))
         except psycopg.Error as error:
             raise NotErased(
                 f"the database {name} ({error.diag.message_primary or type(error).__name__})",

@@ -73,6 +73,7 @@ BEFORE = [full(day, dump=(100, 30), objects=(400, 390)) for day in range(3)]
         ({"dump": (200, 60), "rows": 2000}, []),  # an import, of what is usual
         ({"dump": (200, 130), "rows": 2000}, []),  # an import of what does not compress
         ({"dump": (150, 40)}, []),  # a column more in each row
+        ({"dump": (200, 60)}, []),  # rows twice as long, of what is usual
         ({"objects": (400, 400)}, []),  # photographs never did compress: nothing can be told
         ({"objects": (900, 890), "members": 2200}, []),  # and many more of them
     ],
