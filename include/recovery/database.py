@@ -201,6 +201,12 @@ def restore_sample(backup: DatabaseSource, component: str, *, server: DatabaseLo
     return restore.sample(component)
 
 
+def tables_in(login: DatabaseLogin) -> tuple[str, ...]:
+    """What a part of a database consists of: each was compared when it came."""
+    with login.connect(application_name=APPLICATION, autocommit=True) as session:
+        return tuple(str(table) for table in list_relations(session).tables)
+
+
 class _Restore:
     """One restore, into one scratch database."""
 

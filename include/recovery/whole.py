@@ -11,19 +11,17 @@ from typing import Any
 from include.pipeline.progress import Progress
 from include.policy import Policy
 from include.recovery.configuration import restore_configuration
-from include.recovery.database import RestoredDatabase, restore_database, restore_part
+from include.recovery.database import RestoredDatabase, restore_database, restore_part, tables_in
 from include.recovery.moments.places import Places
 from include.recovery.objects import return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
-from include.recovery.scratch import APPLICATION
 from include.recovery.validation.recovered import EXPECTED, Expected
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.manifest import Manifest
 from include.sources.postgres.inventory import Inventory
 from include.sources.postgres.login import DatabaseLogin
-from include.sources.postgres.relations import list_relations
 
 
 def restore_backup(
@@ -116,7 +114,7 @@ def expected_of(
     inventory, tables = None, tuple[str, ...]()
     if server is not None and database is not None and opened.has(INVENTORY):
         inventory = Inventory.from_json(json.loads(b"".join(opened.read(INVENTORY))))
-        tables = _tables_in(server.with_database(database)) if part else ()
+        tables = tables_in(server.with_database(database)) if part else ()
     return Expected(
         reaches=opened.manifest.consistency_point.time,
         inventory=inventory,
@@ -125,9 +123,3 @@ def expected_of(
         commit=commit,
         left_out=tuple(left_out),
     )
-
-
-def _tables_in(login: DatabaseLogin) -> tuple[str, ...]:
-    """What a part of a database consists of: each was compared when it came."""
-    with login.connect(application_name=APPLICATION, autocommit=True) as session:
-        return tuple(str(table) for table in list_relations(session).tables)

@@ -209,7 +209,7 @@ def test_the_service_answers_from_the_replica_alone_and_the_report_has_everythin
     log = on.client.log(DAG, run, "report")
     assert all(look.name in log for look in drill.checks)
     page = on.client.page(str(on.client.links(DAG, run, "check_service_health")["Validation"]))
-    assert "new message" in page
+    assert "New message" in page
     measured = {phase.name for phase in drill.phases}
     assert {"unpack", "replay", "copy", "objects", "configuration", "steps", "service_health"} <= measured
     assert on.left_of_drills() == []

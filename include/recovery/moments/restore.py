@@ -30,6 +30,7 @@ from include.recovery.database import (
     require_place,
     restore_database,
     restore_part,
+    tables_in,
 )
 from include.recovery.moments.history import ObjectHistory
 from include.recovery.moments.live import APPLICATION, LiveDatabase
@@ -285,14 +286,15 @@ class _Restore:
         )
 
     def _expect_database(self, live: LiveDatabase, database: RestoredDatabase) -> None:
-        """What the recovered cluster says of itself; a part of it is some components' tables."""
-        chosen = self._chosen.of(live.database_components())
-        tables = tuple(str(table) for part in live.plan if part.name in chosen for table in part.tables)
+        """What the recovered cluster says of itself; a part of it is what came of it."""
+        server, tables = self._places.server, tuple[str, ...]()
+        if self._chosen and server is not None:
+            tables = tables_in(server.with_database(database.name))
         self._restored.expected = replace(
             self._restored.expected,
-            inventory=live.inventory if tables or not self._chosen else None,
+            inventory=live.inventory,
             tables=tables,
-            constraints=live.constraints if tables or not self._chosen else (),
+            constraints=live.constraints,
             left_out=database.left_out,
         )
 
