@@ -16,6 +16,9 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.server import terminated_like_interrupted
 
+MORTAL = {"dynamic_shared_memory_type": "mmap"}
+"""A server that is killed leaves what it shared in its own directory, and not in the machine's memory."""
+
 out = Console(highlight=False)
 
 
@@ -32,15 +35,17 @@ def stage(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def installed(directory: Path) -> Iterator[Installation]:
-    """PostgreSQL, two S3 regions, and a seeded Synapse on them."""
+def installed(directory: Path, *, dr_postgres: PostgresServer | None = None) -> Iterator[Installation]:
+    """PostgreSQL, two S3 regions, and a seeded Synapse on them; `dr_postgres` is the second region's, already up."""
     with ExitStack() as servers:
         with step("Starting PostgreSQL and two S3 regions"):
-            postgres = servers.enter_context(PostgresServer(directory / "postgres"))
+            postgres = servers.enter_context(PostgresServer(directory / "postgres", settings=MORTAL))
             primary = servers.enter_context(S3Server(directory / "s3-primary", region="eu-west-1"))
             replica = servers.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))
         with step("Filling Synapse with users, chats, files and configuration"):
-            installation = Installation.make(directory, postgres=postgres, primary=primary, replica=replica)
+            installation = Installation.make(
+                directory, postgres=postgres, primary=primary, replica=replica, dr_postgres=dr_postgres
+            )
         yield installation
 
 
