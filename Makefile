@@ -20,7 +20,7 @@ env: .venv/.built ## the environment, in .venv
 	$(UV) pip install --quiet --python .venv/ministack/bin/python $(MINISTACK)
 	@touch $@
 
-demo: env ## back up a small Synapse, lose it, bring it back, and prove it equal
+demo: env ## back up a small Synapse, lose it, bring it back, prove it equal; then drill the loss of a region
 	$(BIN)/python -m include.sandbox.demo
 
 airflow: env ## Airflow over a small Synapse, to try, until Ctrl-C

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from include.disaster.history import Drill, Looked, read_drills
 from include.disaster.history import told as told_period
@@ -70,11 +70,16 @@ def told(installation: Installation, drill: Drill) -> Iterator[Table | str]:
 
 def drill_table(drill: Drill, plan: DisasterPlan) -> Table:
     """Each step and its time, RTO and RPO beside what was promised, and every check: those that failed in full."""
-    title = f"{plan.scenarios[drill.scenario].title}: the drill {'passed' if drill.passed else 'did NOT pass'}"
-    table = Table("the drill", "measured", "promised", "kept", title=title, title_justify="left")
+    title = f"The drill {'passed' if drill.passed else 'did NOT pass'}: {drill.scenario} from the {drill.from_copy}"
+    table = Table(
+        *(Column("the drill", min_width=39, max_width=60), "measured", "promised", "kept"),
+        title=title,
+        title_justify="left",
+    )
     limits: dict[str, timedelta] = {task: step.limit for task, step in plan.steps.items()}
     for step in drill.steps:
-        table.add_row(step.task, step.told, told_period(limits[step.task]), _kept(step.state != "failed"))
+        kept = "" if step.state == "skipped" else _kept(step.state == "success")
+        table.add_row(step.task, step.told, told_period(limits[step.task]), kept)
     table.add_section()
     for name, took, promised in (
         ("RTO", drill.rto, drill.promised_rto),
@@ -90,17 +95,20 @@ def drill_table(drill: Drill, plan: DisasterPlan) -> Table:
         table.add_section()
         table.add_row(f"[bold]{kind.replace('_', ' ')}[/]")
         for name, looks in names.items():
-            _add_checks(table, name, looks)
+            alone = f": [dim]{escape(looks[0].subject)}[/]" if len(looks) == 1 and looks[0].passed else ""
+            _add_checks(table, f"{escape(name)}{alone}", looks)
+            for look in (look for look in looks if not look.passed):
+                table.add_row(
+                    *(f"[red]{escape(words)}[/]" for words in (f"  {look.subject}", look.found, look.expected))
+                )
     table.add_section()
-    _add_checks(table, "[bold]every check[/]", drill.checks, in_full=False)
+    _add_checks(table, "[bold]every check[/]", drill.checks)
     return table
 
 
-def _add_checks(table: Table, name: str, looks: Sequence[Looked], *, in_full: bool = True) -> None:
-    failed = [look for look in looks if not look.passed]
-    table.add_row(name, f"{len(looks) - len(failed)} of {len(looks)}", "", _kept(not failed))
-    for look in failed if in_full else ():
-        table.add_row(*(f"[red]{escape(words)}[/]" for words in (f"  {look.subject}", look.found, look.expected)))
+def _add_checks(table: Table, name: str, looks: Sequence[Looked]) -> None:
+    held = sum(look.passed for look in looks)
+    table.add_row(name, f"{held} of {len(looks)}", "", _kept(held == len(looks)))
 
 
 def _grouped(looks: Sequence[Looked]) -> dict[str, dict[str, list[Looked]]]:
