@@ -28,7 +28,7 @@ from include.disaster.plan import load_plan
 ROOT = Path(__file__).parents[1]
 RUNBOOKS = ROOT / "docs" / "runbooks"
 PARTS = re.compile(r"^(?P<heading>#{2,4} [^\n]*)$|^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"\d(?:[\dA-FTZ.,:/+-]*[\dA-FZ])?")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 WITHIN = 120.0
 
 NOT_TYPED = {
