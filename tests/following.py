@@ -16,12 +16,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 
-import typer
-
-from include.cli.__main__ import app
 from include.disaster.declaration import declare
 from include.disaster.plan import load_plan
 
@@ -43,14 +39,6 @@ NOT_TYPED = {
     "docker compose": "there is no Docker where the tests run; make airflow starts the same services",
 }
 """Commands that no test types, by how they begin, and why."""
-BEING_BUILT = {
-    " break-glass ": "break-glass",
-    "recover.sh": "break-glass",
-    " validate ": "validate",
-    " site ": "site",
-    " last-good": "last-good",
-}
-"""Commands of the command line that are to come: typed as soon as they are there."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +60,6 @@ class Block:
         lines = self.script.replace("\\\n", " ").splitlines()
         begins = [next((begin for begin in NOT_TYPED if line.startswith(begin)), None) for line in lines]
         return begins[0] if all(begins) else None
-
-    @property
-    def to_come(self) -> bool:
-        """Whether it needs a command that is not built yet."""
-        return any(words in self.script and name not in _commands() for words, name in BEING_BUILT.items())
 
 
 def read_blocks(runbook: str) -> list[Block]:
@@ -126,7 +109,7 @@ class Person:
 
     def _types(self, block: Block) -> str:
         self.typed.add(block)
-        if block.not_typed or block.to_come:
+        if block.not_typed:
             return ""
         kept = f"(export -p; declare -f) > {self._session}"
         done = subprocess.run(
@@ -154,8 +137,7 @@ class Person:
                     continue
                 assert "…" not in line, f"{self.runbook}.md: the test has no value for {line}"
             lines.append(line)
-        script = "\n".join(lines)
-        return script if "--expected" in _options("restore") else script.replace(" --expected expected.json", "")
+        return "\n".join(lines)
 
 
 def unexpected(expected: str, said: str) -> str | None:
@@ -199,14 +181,3 @@ def declared(block: Block) -> None:
         declared=datetime.now(UTC),
         by="somebody",
     )
-
-
-@cache
-def _commands() -> frozenset[str]:
-    return frozenset(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-
-
-@cache
-def _options(command: str) -> frozenset[str]:
-    known = typer.main.get_command(app).commands[command]  # type: ignore[attr-defined]
-    return frozenset(option for parameter in known.params for option in parameter.opts)
