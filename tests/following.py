@@ -90,7 +90,9 @@ class Person:
         self.directory = directory
         self.typed: set[Block] = set()
         self._session = directory / "session"
-        self._session.touch()
+        variables = {"PATH": os.environ["PATH"], "COLUMNS": "200", "LC_ALL": "C.UTF-8", **given}
+        lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+        self._session.write_text("\n".join(lines))
 
     def does(self, *steps: int | str) -> str:
         """Type everything below the headings that begin so, and compare; returns what was said."""
@@ -115,7 +117,7 @@ class Person:
         done = subprocess.run(
             ["bash", "-c", f". {self._session}; set -euo pipefail\n{self._filled_in(block)}\n{kept}"],
             cwd=self.directory,
-            env={"PATH": os.environ["PATH"], "COLUMNS": "200", "LC_ALL": "C.UTF-8", **self.given},
+            env={"PATH": os.environ["PATH"]},  # all else is the session's: what a command unset stays unset
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

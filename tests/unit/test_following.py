@@ -60,6 +60,15 @@ def test_all_of_it_is_typed(runbook: Path, tmp_path: Path) -> None:
         person.does(2, 3)
 
 
+def test_it_is_one_terminal(runbook: Path, tmp_path: Path) -> None:
+    runbook.write_text(
+        '## 1. Change\n```sh\nunset OTHER\nexport NAME=Kim\nsaid() { echo "$NAME ${OTHER:-none}"; }\n```\n'
+        "## 2. See\n```sh\nsaid\n```\n```text\nAda none\n```\n"
+    )
+    with following("some", GIVEN, tmp_path) as person:
+        person.does(1, 2)
+
+
 def test_what_nobody_typed_is_named(runbook: Path, tmp_path: Path) -> None:
     untyped = pytest.raises(AssertionError, match=r"no test types these commands of some\.md")
     with untyped, following("some", GIVEN, tmp_path) as person:
