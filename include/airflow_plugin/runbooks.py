@@ -6,6 +6,7 @@ A DAG has a runbook when docs/runbooks/ has a file of its name; a heading that i
 from __future__ import annotations
 
 import html
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ h2, h3 { margin-top: 2.2rem; } :target { background: #fff3c4; }
 code, pre { font: 14px/1.45 monospace; background: #f3f4f6; } pre { padding: .8rem; overflow-x: auto; }
 table { border-collapse: collapse; } th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; text-align: left; }
 """
+_LINK = re.compile(r'(?P<begin>href="[a-z_]+)\.md(?P<end>["#])')
 app = FastAPI(title="Runbooks of the backups", docs_url=None, redoc_url=None, openapi_url=None)
 
 
@@ -66,14 +68,15 @@ def show_runbook(dag_id: str) -> HTMLResponse:
 
 
 def render(title: str, text: str) -> str:
-    """A runbook as HTML; a heading's anchor is its text."""
+    """A runbook as HTML; a heading's anchor is its text, and links to other runbooks lead to their pages."""
     converter = markdown.Markdown(
         extensions=["fenced_code", "tables", "toc"],
         extension_configs={"toc": {"slugify": lambda value, separator: value.strip().replace(" ", separator)}},
     )
+    body = _LINK.sub(r"\g<begin>\g<end>", converter.convert(text))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: runbook</title>'
-        f"<style>{STYLE}</style></head><body>{converter.convert(text)}</body></html>"
+        f"<style>{STYLE}</style></head><body>{body}</body></html>"
     )
 
 

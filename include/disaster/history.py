@@ -22,7 +22,7 @@ from include.repository.signed import Frozen, SignedDocument
 
 log = logging.getLogger(__name__)
 
-_STAMP = "%Y%m%dT%H%M%SZ"
+_STAMP, _WRITTEN = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
 
 
 class DrillRefused(BackupError):
@@ -68,7 +68,8 @@ class Drill(SignedDocument):
 
     `failed` is the declared moment of failure, `declared` when the run was asked for, `healthy` when the application
     was found in health on what came back, `reaches` the last commit that came back, `files_as_of` the same of the
-    objects. `promised_rto`, `promised_rpo` and `promised_rpo_files` are the policy's seconds on that day.
+    objects. `written` is when this was written down: a run that is cleared goes on, and is written down once more.
+    `promised_rto`, `promised_rpo` and `promised_rpo_files` are the policy's seconds on that day.
     """
 
     kind: ClassVar[str] = "drill"
@@ -83,6 +84,7 @@ class Drill(SignedDocument):
     target: str
     failed: AwareDatetime
     declared: AwareDatetime
+    written: AwareDatetime
     reaches: AwareDatetime | None
     files_as_of: AwareDatetime | None
     healthy: AwareDatetime | None
@@ -97,9 +99,9 @@ class Drill(SignedDocument):
     @property
     def home(self) -> str:
         """Where it lies: of one scenario and copy, names sort by time."""
-        return (
-            f"{DRILLS}{self.scenario}/{self.from_copy}/{self.declared.astimezone(UTC).strftime(_STAMP)}-{self.run}.json"
-        )
+        declared, written = (moment.astimezone(UTC) for moment in (self.declared, self.written))
+        place = f"{DRILLS}{self.scenario}/{self.from_copy}/{declared.strftime(_STAMP)}-{self.run}"
+        return f"{place}/{written.strftime(_WRITTEN)}.json"
 
     @property
     def rto(self) -> timedelta | None:
@@ -171,17 +173,21 @@ def store_drill(bucket: Bucket, keyring: Keyring, drill: Drill) -> str:
 
 
 def read_drills(catalogs: Iterable[Catalog]) -> list[Drill]:
-    """Every genuine record of some buckets, each once, oldest first; what is refused is logged and passed over."""
+    """Every run that some buckets tell of, as it was written down last, oldest first.
+
+    A record that is refused is logged and passed over.
+    """
     found: dict[str, Drill] = {}
     for catalog in catalogs:
         for version in oldest(catalog.bucket.versions(DRILLS)):
-            if version.key in found:
-                continue
             try:
                 stored = catalog.bucket.read(version.key, version_id=version.version_id)
-                found[version.key] = Drill.open(stored, catalog.keyring, key=version.key)
+                drill = Drill.open(stored, catalog.keyring, key=version.key)
             except DrillRefused as refused:
                 log.warning("The record of a drill is passed over: %s", refused)
+                continue
+            if drill.run not in found or drill.written > found[drill.run].written:
+                found[drill.run] = drill
     return sorted(found.values(), key=lambda drill: drill.declared)
 
 

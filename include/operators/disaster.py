@@ -121,7 +121,7 @@ class ActivatePlan(DisasterStep):
         drills: dict[str, Drill] = {}
         for copy in ("replica", "primary"):
             try:
-                drills |= {drill.home: drill for drill in read_drills([_copy(here, copy)])}
+                drills |= {drill.run: drill for drill in read_drills([_copy(here, copy)])}
             except BackupError as failure:
                 self.log.warning("The %s does not tell its drills: %s", copy, failure.what)
         return next_drill(plan, sorted(drills.values(), key=lambda drill: drill.declared))
@@ -394,6 +394,7 @@ class ReportDrill(Teller):
             target=declared.target,
             failed=declared.failed,
             declared=declared.declared,
+            written=datetime.now(UTC),
             reaches=route.get("reaches") if restored else None,
             files_as_of=route.get("files_as_of") if restored else None,
             healthy=_healthy(times),

@@ -29,7 +29,6 @@ from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.life import Life
 from include.sandbox.mailbox import Mailbox
-from include.sandbox.postgres import PostgresServer
 from include.sandbox.stage import installed, out, stage, step
 
 TRANSACTIONS = 200
@@ -43,10 +42,8 @@ def main() -> int:
     """
     began = time.monotonic()
     try:
-        with stage("demo") as directory, ExitStack() as servers:
-            with step("Starting the second region's PostgreSQL, which Airflow lives on"):
-                second = servers.enter_context(PostgresServer(directory / "postgres-dr"))
-            good = _run(directory, servers.enter_context(installed(directory, dr_postgres=second)))
+        with stage("demo") as directory, installed(directory) as installation:
+            good = _run(directory, installation)
     except KeyboardInterrupt:
         out.print("\nInterrupted: the servers are stopped.")
         return 130

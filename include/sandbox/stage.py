@@ -35,16 +35,17 @@ def stage(name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def installed(directory: Path, *, dr_postgres: PostgresServer | None = None) -> Iterator[Installation]:
-    """PostgreSQL, two S3 regions, and a seeded Synapse on them; `dr_postgres` is the second region's, already up."""
+def installed(directory: Path) -> Iterator[Installation]:
+    """Two S3 regions, PostgreSQL in each, and a seeded Synapse in the first; the second site is empty."""
     with ExitStack() as servers:
-        with step("Starting PostgreSQL and two S3 regions"):
+        with step("Starting two regions: PostgreSQL and S3 in each"):
             postgres = servers.enter_context(PostgresServer(directory / "postgres", settings=MORTAL))
+            elsewhere = servers.enter_context(PostgresServer(directory / "postgres-dr"))
             primary = servers.enter_context(S3Server(directory / "s3-primary", region="eu-west-1"))
             replica = servers.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))
         with step("Filling Synapse with users, chats, files and configuration"):
             installation = Installation.make(
-                directory, postgres=postgres, primary=primary, replica=replica, dr_postgres=dr_postgres
+                directory, postgres=postgres, primary=primary, replica=replica, dr_postgres=elsewhere
             )
         yield installation
 

@@ -141,8 +141,6 @@ def test_a_stranger_encrypted_it(home: Home) -> None:
     for version in list(catalog.bucket.versions(piece)):
         catalog.bucket.delete_version(piece, version.version_id)
     given = home.given(MOMENT=moment.isoformat(), PIECE=piece)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_REGION"):
-        del given[name]
     with following("corruption", given, home.directory) as person:
         person.does("In hand", "With Airflow", *range(1, 8))
 
@@ -152,31 +150,29 @@ def test_a_stranger_encrypted_it(home: Home) -> None:
 
 @pytest.mark.requirement("R7.1", "R9", "R2.2")
 def test_a_key_is_lost(home: Home) -> None:
-    keyring = home.installation.keyring
-    passphrase = secrets.token_urlsafe(24)
-    for escrow in ("older.escrow", "newest.escrow"):
-        home.cli("keyring", "export", escrow, BACKUP_ESCROW_PASSPHRASE=passphrase)
-    keyring.unlink()
+    keyring, passphrase = home.directory / "home" / "keyring.json", secrets.token_urlsafe(24)
     given = home.given(
+        BACKUP_KEYRING=str(keyring),
         BACKUP_ESCROW_PASSPHRASE=passphrase,
         ESCROW=str(home.directory / "newest.escrow"),
         OLDER=str(home.directory / "older.escrow"),
     )
+    for escrow in ("OLDER", "ESCROW"):
+        home.cli("keyring", "export", given[escrow], BACKUP_ESCROW_PASSPHRASE=passphrase)
     with following("key_loss", given, home.directory) as person:
         person.does("In hand", 1, 2, 3)
-        lose_the_first_kek(home)
+        lose_the_first_kek(home, keyring)
         person.does(4, 5, 6, 7, 8, 9)
-        assert (person.directory / "new-keyring.json").stat().st_mode & 0o777 == 0o600
 
-    assert len(Keyring.load(keyring).keks) == 3
+    assert {*Keyring.load(home.installation.keyring).keks} < {*Keyring.load(keyring).keks}
 
 
-def lose_the_first_kek(home: Home) -> None:
+def lose_the_first_kek(home: Home, path: Path) -> None:
     """A rotation whose keyring lost the key of before, which is in the older escrow still."""
-    home.cli("keyring", "rotate", "--kind", "kek")
-    keyring = json.loads(home.installation.keyring.read_text())
+    home.cli("keyring", "rotate", "--kind", "kek", BACKUP_KEYRING=str(path))
+    keyring = json.loads(path.read_text())
     del keyring["keks"][0]
-    home.installation.keyring.write_text(json.dumps(keyring))
+    path.write_text(json.dumps(keyring))
 
 
 @pytest.mark.requirement("R5.3", "R9", "R2.2")
@@ -186,10 +182,7 @@ def test_airflow_is_lost_and_synapse_with_it(home: Home) -> None:
         write_settings(home.installation, person.directory / "my_settings.yaml")
         person.does("In hand", 1, 2, 3)
         synapse.destroy()
-        person.does(4)
-        synapse.destroy()
-        (person.directory / "expected.json").unlink(missing_ok=True)
-        person.does(5)
+        person.does(4, 5)
         assert same(home.backed_up, synapse.fingerprint()) == []
         person.does(6)
 

@@ -33,6 +33,7 @@ class Tryout:
     url: str
     user: str
     password: str
+    terminal: str
     process: subprocess.Popen[str]
     lines: IO[str]
 
@@ -58,11 +59,13 @@ def standing(directory: Path) -> Iterator[Tryout]:
         try:
             said: dict[str, str] = {}
             for line in process.stdout:
-                if match := re.fullmatch(r"(address|user|password) +(\S+)\s*", line):
+                if match := re.fullmatch(r"(address|user|password|in a terminal) +(?:\. )?(\S+)\s*", line):
                     said[match[1]] = match[2]
                 if "Ctrl-C stops" in line:
                     break
-            yield Tryout(said["address"], said["user"], said["password"], process, process.stdout)
+            yield Tryout(
+                said["address"], said["user"], said["password"], said["in a terminal"], process, process.stdout
+            )
         finally:
             family = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGTERM)
@@ -91,3 +94,8 @@ def test_it_lets_one_user_in_backs_up_and_leaves_nothing_behind(sandbox_director
 
         assert client.wait(DAG, run, within=RUN_WITHIN) == "success"
         assert Path(tryout.mail("succeeded")).exists()
+
+        commands = "python -m include.cli list; s3cmd -c ~/.s3cfg-dr ls; psql -XAtd synapse -c 'SELECT 17'"
+        script = f". {tryout.terminal}; {commands}"
+        typed = subprocess.run(["bash", "-euc", script], env={}, capture_output=True, text=True, check=True).stdout
+        assert [word for word in ("full-20", "s3://synapse-backups-dr", "17") if word not in typed] == []

@@ -59,6 +59,15 @@ def test_every_task_has_its_section(told: dict[str, dict[str, dict[str, str]]], 
         assert link == f"https://airflow.example/backups/runbooks/{dag}#{task}"
 
 
+@pytest.mark.requirement("R9")
+def test_a_runbook_that_another_one_names_is_there(told: dict[str, dict[str, dict[str, str]]]) -> None:
+    named = {name for page in told["pages"].values() for name in re.findall(r'href="([a-z_]+)["#]', str(page))}
+    assert {"incremental_backup", "region_loss", "key_loss"} <= named <= told["pages"].keys()
+    for file in [*(ROOT / "docs" / "runbooks").glob("*.md"), ROOT / "docs" / "training.md"]:
+        for link in re.findall(r"\]\(([\w./]+\.md)", file.read_text()):
+            assert (file.parent / link).exists(), f"{file.name} names {link}"
+
+
 def test_what_is_asked_for_becomes_no_path(told: dict[str, dict[str, dict[str, str]]]) -> None:
     assert told["absent"] == ""
     assert "<title>&lt;script&gt;: runbook</title>" in str(told["hostile"])

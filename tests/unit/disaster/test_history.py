@@ -41,6 +41,7 @@ def made(**changed: Any) -> Drill:
         "target": "latest",
         "failed": declared - timedelta(minutes=5),
         "declared": declared,
+        "written": declared + timedelta(minutes=21),
         "reaches": declared - timedelta(minutes=6),
         "files_as_of": declared - timedelta(minutes=50),
         "healthy": declared + timedelta(minutes=20),
@@ -99,6 +100,15 @@ def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_
     assert known == [old, new]
     assert key in caplog.text
     assert newest_drills(PLAN, known)["region_lost", "replica"] == new
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_run_that_was_cleared_is_what_became_of_it_at_last(catalog: Catalog) -> None:
+    at_first = made(healthy=None)
+    at_last = made(written=NOW + timedelta(hours=1))
+    for drill in (at_last, at_first):
+        store_drill(catalog.bucket, catalog.keyring, drill)
+    assert read_drills([catalog]) == [at_last]
 
 
 @pytest.mark.requirement("R5.3", "R9")
