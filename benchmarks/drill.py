@@ -48,20 +48,21 @@ SCALES = (0.3, 1.5, 5.0)
 TRANSACTIONS = 1000
 """That somebody makes in the window behind the base, at the size 1."""
 POLICY = load_policy()
+_SHARED = "the recovered cluster's server is the restore's own, and its shared pages count in each of its processes"
 
 
 @dataclass(frozen=True)
 class Drilled:
     """One drill: what was forecast before it, and what it took: each phase, all of it, and erasing it, in seconds.
 
-    `memory` is the most that a step's processes had, of the two validations side by side together.
+    `memory` is the most that the processes of a step had at once, by step; of the two side by side it is both together.
     """
 
     first: Forecast
     later: Forecast
     took: dict[str, float]
     seconds: float
-    memory: int
+    memory: dict[str, int]
     erased: float
 
     def records(self) -> list[Measured]:
@@ -85,11 +86,11 @@ def _measure(directory: Path, raw_bytes: int, _: int) -> list[Result]:
             postgres = servers.enter_context(PostgresServer(directory / f"postgres-{scale:g}"))
             made[scale] = _installation(directory / f"scale-{scale:g}", postgres, store, scale, share)
         smallest, *larger = SCALES
-        drilled, results = _drill(made[smallest], smallest, Speeds()), list[Result]()
+        drilled, results = _drill(made[smallest], smallest, Speeds()), dict[float, list[Result]]()
         for before, scale in zip(SCALES, (*larger, smallest), strict=True):
             drilled = _drill(made[scale], scale, Speeds.measured(drilled.records()))
-            results += _results(scale, before, drilled)
-        return results
+            results[scale] = _results(scale, before, drilled)
+        return [result for scale in SCALES for result in results[scale]]
 
 
 def _installation(own: Path, postgres: PostgresServer, store: CephGateway, scale: float, share: float) -> Installation:
@@ -136,7 +137,11 @@ def _drill(made: Installation, scale: float, speeds: Speeds) -> Drilled:
     store, ended = made.primary, time.monotonic()
     bucket = Bucket(store.session(), made.recovered, region=store.region, endpoint_url=store.endpoint_url)
     erase(drill_places(stamped, server=made.scratch, bucket=bucket, root=root), root)
-    memory = max(restore.memory, sum(each.memory for each in beside.values()), service.memory)
+    memory = {
+        "restore": restore.memory,
+        "data_and_state": sum(each.memory for each in beside.values()),
+        "service": service.memory,
+    }
     drilled = Drilled(first, later, took, seconds, memory, time.monotonic() - ended)
     out.print(f"  scale {scale:g}:")
     for phase, amount in first.amounts.items():
@@ -179,8 +184,8 @@ def _results(scale: float, before: float, drilled: Drilled) -> list[Result]:
     conditions = (
         f"{os.cpu_count()} cores shared with both servers, Linux {platform.release().split('-')[0]}, "
         f"Python {platform.python_version()}, Ceph's gateway on the same machine for both regions, no Airflow; a "
-        f"base of {amounts['unpack'] / 1e6:.0f} MB, {amounts['replay'] / 1e6:.0f} MB of log, {amounts['application_state']:,} "
-        "objects; from planning to the application in health"
+        f"base of {amounts['unpack'] / 1e6:.0f} MB, {amounts['replay'] / 1e6:.0f} MB of log, "
+        f"{amounts['application_state']:,} objects; from planning to the application in health"
     )
     later = drilled.later.total
     out.print(f"    {'all':17} {'':13} {seconds:6.1f} s, forecasts {unforeseen:6.1f} {later:6.1f}")
@@ -202,7 +207,10 @@ def _results(scale: float, before: float, drilled: Drilled) -> list[Result]:
             round(unforeseen / seconds, 3),
             f"{conditions}; what Airflow would add is left out of the forecast",
         ),
-        Result(f"drill.memory.{scale:g}", round(drilled.memory / 1e6), "MB", None, None, conditions),
+        *(
+            Result(f"drill.memory.{step}.{scale:g}", round(each / 1e6), "MB", None, None, f"{conditions}; {_SHARED}")
+            for step, each in drilled.memory.items()
+        ),
         Result(f"drill.erased.{scale:g}", round(drilled.erased, 1), "s", None, None, conditions),
     ]
 
