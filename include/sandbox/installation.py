@@ -41,7 +41,7 @@ class Installation:
 
     postgres: PostgresServer
     primary: S3Server | CephGateway
-    replica: S3Server
+    replica: S3Server | CephGateway
     synapse: Synapse
     login: DatabaseLogin
     """The application's own."""
@@ -64,7 +64,7 @@ class Installation:
         *,
         postgres: PostgresServer,
         primary: S3Server | CephGateway,
-        replica: S3Server,
+        replica: S3Server | CephGateway,
         suffix: str = "",
         scale: float = 1.0,
         dr_postgres: PostgresServer | None = None,
@@ -104,7 +104,8 @@ class Installation:
             dr_files=replica.create_bucket(DR_FILES + suffix),
             dr_configuration=directory / "configuration-dr",
         )
-        made.name_home()
+        if isinstance(replica, S3Server):  # Ceph's gateway has no Route 53 beside it
+            made.name_home()
         made.settle()
         return made
 
