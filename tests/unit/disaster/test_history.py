@@ -75,6 +75,22 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
         ({"reaches": None, "healthy": None}, "nothing came back"),
         ({"steps": (StepTime(task="clean_up", state="failed"),)}, "clean_up failed"),
         ({"checks": (HELD.model_copy(update={"passed": False, "found": "6 rows"}),)}, "rows of public.users"),
+        ({"checks": ()}, "nothing was looked at"),
+        ({"due": ("data_consistency", "service_health")}, "no check of service health"),
+        (
+            {"steps": (StepTime(task="check_service_health", state="by hand"),)},
+            "check_service_health was marked as success by hand",
+        ),
+        ({"steps": (StepTime(task="clean_up", state="not reached"),)}, "clean_up was not reached"),
+        (
+            {
+                "steps": (
+                    StepTime(task="restore_from_backup", state="success", began=NOW, ended=NOW + timedelta(minutes=9)),
+                    StepTime(task="check_service_health", state="success", began=NOW + timedelta(minutes=8), ended=NOW),
+                )
+            },
+            "check_service_health looked before restore_from_backup had ended",
+        ),
     ],
 )
 def test_whatever_was_not_kept_is_told(changed: dict[str, Any], words: str) -> None:
@@ -99,6 +115,23 @@ def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_
     assert known == [old, new]
     assert key in caplog.text
     assert newest_drills(PLAN, known)["region_lost", "replica"] == new
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_a_run_that_was_cleared_is_reported_again_and_its_last_report_counts(catalog: Catalog) -> None:
+    first, then = made(healthy=None), made(healthy=NOW + timedelta(minutes=40))
+    keys = [store_drill(catalog.bucket, catalog.keyring, drill) for drill in (then, first, first)]
+    assert keys == [first.home.removesuffix(".json") + end for end in (".json", ".2.json", ".2.json")]
+    [known] = read_drills([catalog])
+    assert (known.report, known.healthy) == (2, None)
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_the_turn_of_one_copy_is_among_its_own_drills() -> None:
+    assert next_drill(PLAN, [], "primary") == next(each for each in PLAN.subjects() if each[1] == "primary")
+    drills = [made(scenario=scenario, from_copy=copy) for scenario, copy in PLAN.subjects() if copy == "replica"]
+    assert next_drill(PLAN, drills)[1] == "primary"
+    assert next_drill(PLAN, drills, "replica")[1] == "replica"
 
 
 @pytest.mark.requirement("R5.3", "R9")
