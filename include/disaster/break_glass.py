@@ -118,7 +118,9 @@ def break_glass_script(plan: DisasterPlan, policy: Policy, scenario: str, copy: 
 
 
 @contextlib.contextmanager
-def drill_environment(bucket: Bucket, places: Places, *, expected: Path, scratch: Path) -> Iterator[dict[str, str]]:
+def drill_environment(
+    bucket: Bucket, places: Places, *, target: str, expected: Path, scratch: Path
+) -> Iterator[dict[str, str]]:
     """What the script asks for, to bring a copy's backups to the places of a drill; its validations are left to others.
 
     The objects' bucket may have credentials of its own: they are in a file that only we read, and that is gone after.
@@ -128,6 +130,7 @@ def drill_environment(bucket: Bucket, places: Places, *, expected: Path, scratch
         KEYRING_VARIABLE: os.environ.get(KEYRING_VARIABLE, ""),
         "PYTHON": sys.executable,
         "BUCKET": bucket.name,
+        "TARGET": target,
         "TO_LOOK_AT": "yes",
         "UNTIL": "restore_from_backup",
         "EXPECTED": str(expected),

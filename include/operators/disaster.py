@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from include.operators import validation
 from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
-from include.operators.step import Facts, Step
+from include.operators.step import Facts, Step, hopeless
 from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
@@ -172,14 +172,14 @@ class PlanRecovery(DisasterStep):
         """The route, which the restore takes as it is, and the same in words; the forecast."""
         from include.backup.prepare import make_scratch, remove_scratch  # noqa: PLC0415
         from include.disaster.forecast import forecast  # noqa: PLC0415
-        from include.disaster.isolation import directory  # noqa: PLC0415
+        from include.disaster.isolation import plan_directory  # noqa: PLC0415
         from include.disaster.route import plan_route  # noqa: PLC0415
         from include.recovery.moments.plan import Target  # noqa: PLC0415
 
         declared = told_declaration(context)
         catalog = _trusted(here, context)
         target = Target.parse(_told_by(context, SWITCH)["target"])
-        name = f"{directory(declared.run)}-plan"
+        name = plan_directory(declared.run)
         scratch = make_scratch(here.root, name)
         try:
             route = plan_route(catalog, target, here.policy, what=_told_by(context, ACTIVATE)["parts"], scratch=scratch)
@@ -239,6 +239,8 @@ class RestoreFromBackup(DisasterStep):
         if not declared.drill:
             _require_approved_plan(context)
         places = places_of(here, plan, context)
+        if places.bucket and declared.drill:
+            _require_apart(here, plan)
         places.clear()
         scratch = run_directory(here, declared)
         scratch.mkdir(mode=0o711, exist_ok=True)
@@ -285,7 +287,9 @@ class RestoreFromBackup(DisasterStep):
         if places.configuration:
             places.configuration.parent.mkdir(parents=True, exist_ok=True)
         bucket = here.backups_in(declared.copy)
-        with drill_environment(bucket, places, expected=expected, scratch=scratch) as environment:
+        expected.unlink(missing_ok=True)  # of an earlier try
+        target = _told_by(context, SWITCH)["target"]
+        with drill_environment(bucket, places, target=target, expected=expected, scratch=scratch) as environment:
             limit = plan.steps["restore_from_backup"].limit
             steps = run_break_glass(script, environment, scratch=scratch, limit=limit)
         for step in steps:
@@ -386,7 +390,7 @@ class ReportDrill(Teller):
                 for line in drill.lines():
                     self.log.info("%s", line)
         except BackupError as error:
-            if context["ti"].try_number <= context["ti"].max_tries:
+            if context["ti"].try_number <= context["ti"].max_tries and not isinstance(error, hopeless()):
                 raise  # it is tried again, and told then
             unkept = error  # the copy that it came from may be what is lost: that is told all the same
         told = self.tell(here.policy, partial(self._words, context, drill, unkept))
@@ -584,6 +588,30 @@ def places_of(here: Surroundings, plan: DisasterPlan, context: Context) -> Place
         live=True,
         run=declared.run,
     )
+
+
+def _require_apart(here: Surroundings, plan: DisasterPlan) -> None:
+    """Raise `NotAllowedOver` where a drill's objects would go into a bucket of the application, or of backups.
+
+    What has no connection here cannot be written to from here either.
+    """
+    from include.operators import connections  # noqa: PLC0415
+
+    policy, storage, drills = here.policy, here.policy.storage, plan.drills.objects_connection
+    known: dict[str, str | None] = dict.fromkeys(site.objects_connection for site in plan.sites.values())
+    known |= {policy.sources.objects.connection: None, policy.recovery.live_objects_connection: None}
+    known |= {place.connection: place.bucket for place in (storage.primary, storage.replica)}
+    into = connections.bucket_place(drills)
+    for conn_id, name in known.items():
+        try:
+            live = connections.bucket_place(conn_id, name=name)
+        except connections.ConnectionUnusable:
+            continue
+        if live == into:
+            raise NotAllowedOver(
+                f"A drill would bring its objects to the bucket {into[0]}, which {conn_id} uses in earnest.",
+                mend=f"Give {drills} a bucket of its own.",
+            )
 
 
 def _trusted(here: Surroundings, context: Context) -> Catalog:
