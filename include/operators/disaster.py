@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -46,6 +46,8 @@ ACTIVATE, SWITCH, PLAN, APPROVE, RESTORE, CLEAN_UP = (
 IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
 _DRILLS_MEASURED = 3
+_DECLARED_WITHIN = timedelta(days=1)
+"""How long a failover that failed can be cleared, and go on."""
 ASKED = "asked"
 """The XCom in which `approve` says which plan it shows."""
 TIMES = "times"
@@ -215,6 +217,7 @@ class ApproveFailover(ApprovalOperator):
         """Wait for the answer, without a worker; raises `AirflowSkipException` in a drill."""
         if told_declaration(context).drill:
             raise AirflowSkipException("A drill touches nothing that is live: nobody has to approve.")
+        _require_recent(context)
         context["ti"].xcom_push(key=ASKED, value=_planned(context))
         return super().execute(context)
 
@@ -490,8 +493,24 @@ def _planned(context: Context) -> Any:
     return context["ti"].xcom_pull(task_ids=PLAN, key=TIMES)
 
 
+def _require_recent(context: Context) -> None:
+    """Raise `NotAllowedOver` for a failover that was declared long ago: who clears it is not who asked for it then.
+
+    Airflow tells a task who triggered its run, and not who cleared it; an old run, or an old answer, would let one
+    person fail over alone.
+    """
+    declared = told_declaration(context)
+    if datetime.now(UTC) - declared.declared > _DECLARED_WITHIN:
+        raise NotAllowedOver(
+            f"{declared.by} declared this failover on {declared.declared:%Y-%m-%d %H:%M} UTC, more than "
+            f"{_DECLARED_WITHIN.days} day ago.",
+            mend="Trigger a run of its own, as yourself; somebody else approves it.",
+        )
+
+
 def _require_approved_plan(context: Context) -> None:
     """Raise `NotAllowedOver` unless somebody else approved the very plan that is carried out."""
+    _require_recent(context)
     approved_by = require_approval(context, what="failover")
     if context["ti"].xcom_pull(task_ids=APPROVE, key=ASKED) != _planned(context):
         raise NotAllowedOver(

@@ -60,8 +60,8 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
     assert (drill.rto, drill.rpo, drill.rpo_files) == tuple(timedelta(minutes=number) for number in (20, 1, 45))
     assert drill.passed
     assert drill.facts()["RTO"] == "0:20:00 of 4:00:00"
-    after_the_failure = made(reaches=NOW)
-    assert after_the_failure.rpo == timedelta()
+    after_the_failure = made(reaches=NOW, files_as_of=NOW)
+    assert (after_the_failure.rpo, after_the_failure.rpo_files) == (timedelta(), timedelta())
 
 
 @pytest.mark.requirement("R5.4", "R5.5")
@@ -82,6 +82,15 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
             "check_service_health was marked as success by hand",
         ),
         ({"steps": (StepTime(task="clean_up", state="not reached"),)}, "clean_up was not reached"),
+        (
+            {
+                "steps": (
+                    StepTime(task="switch_site", state="failed"),
+                    StepTime(task="clean_up", state="not reached"),  # which comes of it
+                )
+            },
+            "switch_site failed",
+        ),
         (
             {
                 "steps": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +21,13 @@ from include.operators.disaster import (
     TIMES,
     ActivatePlan,
     ApproveFailover,
+    CheckServiceHealth,
     ReportDrill,
     RestoreFromBackup,
 )
+from include.operators.recovery import NotAllowedOver
 from include.recovery.moments.places import Places
+from include.recovery.validation.recovered import NothingExpected
 
 PLAN, NOW = load_plan(), datetime(2026, 11, 22, 10, tzinfo=UTC)
 YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "bob"}}
@@ -33,7 +36,7 @@ YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id"
 class Run:
     """A run of the runbook: its form, and what its tasks left."""
 
-    dag_id, run_id, try_number, max_tries = "disaster_recovery", "manual__1", 3, 2
+    dag_id, run_id, try_number, max_tries, when = "disaster_recovery", "manual__1", 3, 2, NOW
 
     def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str) -> None:
         empty = dict.fromkeys(("copy", "site", "target", "table", "failed_at"), "")
@@ -45,7 +48,7 @@ class Run:
     def declared(self) -> Run:
         """The first step is done."""
         form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site")}
-        said = declare(PLAN, **form, run="20261122t100000000000", declared=NOW, by="ada").to_json()
+        said = declare(PLAN, **form, run="20261122t100000000000", declared=self.when, by="ada").to_json()
         parts = list(PLAN.scenarios[self.params["scenario"]].restores)
         self.left["activate_plan", "return_value"] = {**said, "parts": parts}
         return self
@@ -75,8 +78,9 @@ def test_in_earnest_nobody_may_mean_whatever_is_drilled_next(tmp_path: Path) -> 
 
 @pytest.mark.requirement("R5.3", "R7.3")
 def test_a_plan_that_was_made_after_the_approval_is_not_approved(tmp_path: Path) -> None:
-    run = Run("failover", site="dr").declared()
-    run.left["plan_recovery", TIMES] = {"ended": "10:05"}
+    run = Run("failover", site="dr")
+    run.when = datetime.now(UTC) - timedelta(hours=23)
+    run.declared().left["plan_recovery", TIMES] = {"ended": "10:05"}
     with pytest.raises(Exception):  # noqa: B017 - it asks a person, of whom there is none
         run.take(ApproveFailover(task_id="approve", subject="?"))
     assert run.left["approve", ASKED] == {"ended": "10:05"}
@@ -84,6 +88,27 @@ def test_a_plan_that_was_made_after_the_approval_is_not_approved(tmp_path: Path)
     run.left["plan_recovery", TIMES] = {"ended": "10:07"}
     with pytest.raises(AirflowFailException, match="made again after bob had approved"):
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_who_clears_an_old_failover_of_somebody_else_does_not_fail_over_alone(tmp_path: Path) -> None:
+    run = Run("failover", site="dr")
+    run.when = datetime.now(UTC) - timedelta(hours=25)
+    run.declared()
+    with pytest.raises(NotAllowedOver, match="ada declared this failover on"):
+        run.take(ApproveFailover(task_id="approve", subject="?"))
+    run.left["approve", "return_value"] = YES
+    with pytest.raises(AirflowFailException, match="more than 1 day ago"):
+        run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_restore_that_was_marked_as_success_nothing_is_valid(tmp_path: Path) -> None:
+    check = CheckServiceHealth(
+        task_id="check_service_health", restored_by="restore_from_backup", scratch_root=str(tmp_path)
+    )
+    with pytest.raises(NothingExpected, match="has not said where it restored to"):
+        Run().declared().take(check)
 
 
 @pytest.mark.requirement("R5.3")
