@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from include.disaster.history import (
     store_drill,
 )
 from include.disaster.plan import load_plan
+from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -133,6 +134,22 @@ def test_a_run_that_was_cleared_is_reported_again_and_its_last_report_counts(cat
     assert keys == [first.home.removesuffix(".json") + end for end in (".json", ".2.json", ".2.json")]
     [known] = read_drills([catalog])
     assert (known.report, known.healthy) == (2, None)
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_where_a_store_ignores_the_condition_a_second_report_is_not_lost_behind_the_first(catalog: Catalog) -> None:
+    held: dict[str, list[bytes]] = {}
+
+    class Careless:
+        def create(self, key: str, body: bytes) -> None:
+            held.setdefault(key, []).append(body)
+
+        def read_oldest(self, key: str) -> bytes:
+            return held[key][0]
+
+    for drill in (made(healthy=None), made()):
+        store_drill(cast("Bucket", Careless()), catalog.keyring, drill)
+    assert len(held) == 2
 
 
 @pytest.mark.requirement("R5.3", "R9")
