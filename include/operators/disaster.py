@@ -192,11 +192,13 @@ class PlanRecovery(DisasterStep):
             self.log.info("PLAN: %s", line)
         if warning := expected.above(here.policy.recovery.rto / 2):
             self.log.warning("FORECAST: %s", warning)
-        goes_to = [] if declared.drill else list(_told_of_site(here, plan, declared))
+        active = "" if declared.drill else _active(here, plan, declared)
+        goes_to = [] if declared.drill else list(_told_of_site(plan, declared, active))
         for line in goes_to:
             self.log.warning("SITE: %s", line)
         words = "\n".join([*goes_to, *route.lines(), *expected.lines(), *([warning] if warning else [])])
-        return {**route.to_json(), "words": words, "forecast": expected.to_json(), "warning": warning}
+        facts = {"words": words, "forecast": expected.to_json(), "warning": warning, "active": active}
+        return route.to_json() | facts
 
     def _speeds(self, catalog: Catalog) -> Speeds:
         """As fast as the newest drills from this copy were."""
@@ -241,6 +243,7 @@ class RestoreFromBackup(DisasterStep):
         declared = told_declaration(context)
         if not declared.drill:
             _require_approved_plan(context)
+            _require_not_become_active(here, plan, context)
         places = places_of(here, plan, context)
         if places.bucket and declared.drill:
             _require_apart(here, plan)
@@ -534,25 +537,43 @@ def _require_parts(facts: Facts, parts: Sequence[str]) -> None:
         )
 
 
-def _told_of_site(here: Surroundings, plan: DisasterPlan, declared: Declaration) -> Iterator[str]:
+def _active(here: Surroundings, plan: DisasterPlan, declared: Declaration) -> str:
+    """The site that is active; empty where no bucket that answers tells."""
+    from include.disaster.site import active_site  # noqa: PLC0415
+    from include.errors import BackupError  # noqa: PLC0415
+    from include.operators.site import catalogs  # noqa: PLC0415
+
+    try:
+        return active_site(plan, catalogs(here, declared.copy)).site
+    except BackupError:
+        return ""
+
+
+def _require_not_become_active(here: Surroundings, plan: DisasterPlan, context: Context) -> None:
+    """Raise `NotAllowedOver` where users were led to the site after somebody approved that it is replaced."""
+    declared, told = told_declaration(context), _told_by(context, PLAN)["active"]
+    if told != declared.site and _active(here, plan, declared) == declared.site:
+        raise NotAllowedOver(
+            f"{declared.site} has become the active site since the plan was made: what users write there would go.",
+            mend=f"`python -m include.cli site show` tells how that came to be. Is it to be replaced? Clear `{PLAN}` "
+            f"with all that comes after it.",
+        )
+
+
+def _told_of_site(plan: DisasterPlan, declared: Declaration, active: str) -> Iterator[str]:
     """What whoever approves has to know of the site: whether it is the active one, and whether a database is there."""
     import psycopg  # noqa: PLC0415
 
-    from include.disaster.site import active_site  # noqa: PLC0415
     from include.errors import BackupError  # noqa: PLC0415
     from include.operators import connections  # noqa: PLC0415
-    from include.operators.site import catalogs  # noqa: PLC0415
     from include.recovery.scratch import APPLICATION  # noqa: PLC0415
 
     assert declared.site is not None  # noqa: S101 - a failover goes to one
     site = plan.sites[declared.site]
-    try:
-        active = active_site(plan, catalogs(here, declared.copy)).site
-    except BackupError as error:
-        yield f"site           {declared.site}; whether it is the active one is not known: {error.what}"
+    if active == declared.site:
+        yield f"site           {declared.site}; THE ACTIVE SITE: users may be writing there"
     else:
-        words = "THE ACTIVE SITE: users may be writing there" if active == declared.site else f"{active} is active"
-        yield f"site           {declared.site}; {words}"
+        yield f"site           {declared.site}; {f'{active} is active' if active else 'which is active is not known'}"
     try:
         login = connections.database_login(site.database_connection)
         with login.connect(application_name=APPLICATION, autocommit=True) as session:

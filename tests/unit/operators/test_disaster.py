@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+from psycopg import sql
 
 from include.disaster import history
 from include.disaster.declaration import NotDeclared, declare
@@ -24,10 +25,12 @@ from include.operators.disaster import (
     CheckServiceHealth,
     ReportDrill,
     RestoreFromBackup,
+    _told_of_site,
 )
 from include.operators.recovery import NotAllowedOver
 from include.recovery.moments.places import Places
 from include.recovery.validation.recovered import NothingExpected
+from include.sandbox.postgres import PostgresServer
 
 PLAN, NOW = load_plan(), datetime(2026, 11, 22, 10, tzinfo=UTC)
 YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "bob"}}
@@ -88,6 +91,48 @@ def test_a_plan_that_was_made_after_the_approval_is_not_approved(tmp_path: Path)
     run.left["plan_recovery", TIMES] = {"ended": "10:07"}
     with pytest.raises(AirflowFailException, match="made again after bob had approved"):
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+@pytest.mark.parametrize(("told", "now", "refused"), [("home", "dr", True), ("dr", "dr", False), ("home", "", False)])
+def test_a_site_that_became_active_after_the_approval_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, now: str, refused: bool
+) -> None:
+    run = Run("failover", site="dr")
+    run.when = datetime.now(UTC)
+    run.declared().left["approve", "return_value"] = YES
+    run.left["plan_recovery", "return_value"] = {"active": told}
+    monkeypatch.setattr("include.operators.disaster._active", lambda *_: now)
+    monkeypatch.setattr("include.operators.disaster.places_of", lambda *_: 1 / 0)  # as far as it comes
+    restore = RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path))
+    with pytest.raises(AirflowFailException if refused else ZeroDivisionError) as caught:
+        run.take(restore)
+    assert ("dr has become the active site" in str(caught.value)) == refused
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+@pytest.mark.parametrize(
+    ("active", "words"), [("dr", "THE ACTIVE SITE"), ("home", "home is active"), ("", "not known")]
+)
+def test_who_approves_is_told_what_is_at_the_site(
+    postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, active: str, words: str
+) -> None:
+    declared = declare(PLAN, mode="failover", scenario="region_lost", site="dr", run="r", declared=NOW, by="ada")
+    lines = "\n".join(_told_of_site(PLAN, declared, active))
+    assert words in lines
+    assert "does not answer: There is no Airflow connection" in lines
+    login = postgres18.superuser
+    connection = {"conn_type": "postgres", "host": login.host, "port": login.port, "schema": "postgres"}
+    connection |= {"login": login.user, "password": login.password}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(connection))
+    name = PLAN.sites["dr"].database
+    assert f"has no database {name}" in "\n".join(_told_of_site(PLAN, declared, active))
+    with login.connect(application_name="test", autocommit=True) as session:
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            assert f"a database {name} LIVES there" in "\n".join(_told_of_site(PLAN, declared, active))
+        finally:
+            session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
