@@ -35,6 +35,7 @@ _CLI = "python -m include.cli"
 _PLACEHOLDER = re.compile(r"\{([a-z]+)\}")
 _LINE = re.compile(r"^(step|failed) (?P<name>\S+) (?P<began>\S+) (?P<ended>\S+)$", re.MULTILINE)
 _SAID = 12
+_SECRETS = ("PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 _PROFILE = "objects"
 _SECONDS_TO_END = 10
 
@@ -118,7 +119,9 @@ def break_glass_script(plan: DisasterPlan, policy: Policy, scenario: str, copy: 
 
 
 @contextlib.contextmanager
-def drill_environment(bucket: Bucket, places: Places, *, expected: Path, scratch: Path) -> Iterator[dict[str, str]]:
+def drill_environment(
+    bucket: Bucket, places: Places, *, target: str, expected: Path, scratch: Path
+) -> Iterator[dict[str, str]]:
     """What the script asks for, to bring a copy's backups to the places of a drill; its validations are left to others.
 
     The objects' bucket may have credentials of its own: they are in a file that only we read, and that is gone after.
@@ -128,6 +131,7 @@ def drill_environment(bucket: Bucket, places: Places, *, expected: Path, scratch
         KEYRING_VARIABLE: os.environ.get(KEYRING_VARIABLE, ""),
         "PYTHON": sys.executable,
         "BUCKET": bucket.name,
+        "TARGET": target,
         "TO_LOOK_AT": "yes",
         "UNTIL": "restore_from_backup",
         "EXPECTED": str(expected),
@@ -182,12 +186,20 @@ def run_break_glass(
             code = _run(["bash", str(path)], known, Path(directory), words.fileno(), limit)
         said = output.read_text(encoding="utf-8", errors="replace").splitlines()
         if code != 0:
-            tail = "\n".join(said[-_SAID:])
+            tail = _hidden("\n".join(said[-_SAID:]), environment)
             raise BreakGlassFailed(
                 f"The break-glass script ended with {'no end' if code is None else code}: {tail}",
                 mend="Mend what it names, and run it again: the first step begins anew.",
             )
         return tuple(steps_in(log.read_text(encoding="utf-8")))
+
+
+def _hidden(text: str, environment: Mapping[str, str]) -> str:
+    """What a program said, without the passwords and keys that it was given: it is mailed."""
+    for variable in _SECRETS:
+        if secret := environment.get(variable):
+            text = text.replace(secret, "…")
+    return text
 
 
 def steps_in(log: str) -> Iterator[StepRun]:

@@ -12,17 +12,22 @@ from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime
 
-from include.disaster.plan import Copy, DisasterPlan, Mode
+from include.disaster.plan import Copy, DisasterPlan, Mode, Task
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
-from include.pipeline.store import Bucket
+from include.pipeline.store import Bucket, ObjectExists
 from include.repository.catalog import Catalog, oldest
 from include.repository.layout import DRILLS
 from include.repository.signed import Frozen, SignedDocument
 
 log = logging.getLogger(__name__)
 
-_STAMP, _WRITTEN = "%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S.%fZ"
+_STAMP = "%Y%m%dT%H%M%SZ"
+_MOST_REPORTS = 1000
+RESTORE: Task = "restore_from_backup"
+VALIDATIONS: tuple[Task, ...] = ("check_data_consistency", "check_application_state", "check_service_health")
+BY_HAND = "by hand"
+"""The state of a step that somebody marked as success: nothing says that it did its work."""
 
 
 class DrillRefused(BackupError):
@@ -33,7 +38,7 @@ class StepTime(Frozen):
     """One step of a run: how it ended, and when; a step that never began has no times."""
 
     task: str
-    state: Literal["success", "failed", "skipped", "not reached"]
+    state: Literal["success", "failed", "skipped", "not reached", "by hand"]
     began: AwareDatetime | None = None
     ended: AwareDatetime | None = None
 
@@ -68,8 +73,8 @@ class Drill(SignedDocument):
 
     `failed` is the declared moment of failure, `declared` when the run was asked for, `healthy` when the application
     was found in health on what came back, `reaches` the last commit that came back, `files_as_of` the same of the
-    objects. `written` is when this was written down: a run that is cleared goes on, and is written down once more.
-    `promised_rto`, `promised_rpo` and `promised_rpo_files` are the policy's seconds on that day.
+    objects. `promised_rto`, `promised_rpo` and `promised_rpo_files` are the policy's seconds on that day. `due` are the
+    kinds of validation that the scenario has to have. A run that was cleared is reported again: `report` counts.
     """
 
     kind: ClassVar[str] = "drill"
@@ -84,7 +89,6 @@ class Drill(SignedDocument):
     target: str
     failed: AwareDatetime
     declared: AwareDatetime
-    written: AwareDatetime
     reaches: AwareDatetime | None
     files_as_of: AwareDatetime | None
     healthy: AwareDatetime | None
@@ -95,13 +99,14 @@ class Drill(SignedDocument):
     steps: tuple[StepTime, ...]
     checks: tuple[Looked, ...]
     phases: tuple[Phase, ...] = ()
+    due: tuple[str, ...] = ()
+    report: int = 1
 
     @property
     def home(self) -> str:
         """Where it lies: of one scenario and copy, names sort by time."""
-        declared, written = (moment.astimezone(UTC) for moment in (self.declared, self.written))
-        place = f"{DRILLS}{self.scenario}/{self.from_copy}/{declared.strftime(_STAMP)}-{self.run}"
-        return f"{place}/{written.strftime(_WRITTEN)}.json"
+        stamp, again = self.declared.astimezone(UTC).strftime(_STAMP), f".{self.report}" if self.report > 1 else ""
+        return f"{DRILLS}{self.scenario}/{self.from_copy}/{stamp}-{self.run}{again}.json"
 
     @property
     def rto(self) -> timedelta | None:
@@ -122,7 +127,11 @@ class Drill(SignedDocument):
     def missed(self) -> list[str]:
         """What was promised and not kept, in words; empty when the run proved everything."""
         missed = [f"{step.task} failed" for step in self.steps if step.state == "failed"]
+        missed += [f"{step.task} was marked as success by hand" for step in self.steps if step.state == BY_HAND]
+        if not missed:  # else these come of it
+            missed += [f"{step.task} was not reached" for step in self.steps if step.state == "not reached"]
         missed += [f"{look.name} of {look.subject}" for look in self.checks if not look.passed]
+        missed += self._unproved() if self.reaches is not None else []
         for name, took, promised in (
             ("RTO", self.rto, self.promised_rto),
             ("RPO", self.rpo, self.promised_rpo),
@@ -135,6 +144,17 @@ class Drill(SignedDocument):
         elif self.healthy is None:
             missed.append("nobody found it in health")
         return missed
+
+    def _unproved(self) -> Iterator[str]:
+        """What nobody has looked at: a kind without a check, and a validation from before what came back last."""
+        looked = {look.kind for look in self.checks}
+        yield from (f"no check of {kind.replace('_', ' ')}" for kind in self.due if kind not in looked)
+        if not looked:
+            yield "nothing was looked at"
+        back = max((step.ended for step in self.steps if step.task == RESTORE and step.ended), default=None)
+        for step in self.steps:
+            if step.task in VALIDATIONS and step.state == "success" and back and step.began and step.began < back:
+                yield f"{step.task} looked before {RESTORE} had ended"
 
     @property
     def passed(self) -> bool:
@@ -167,28 +187,35 @@ class Drill(SignedDocument):
 
 
 def store_drill(bucket: Bucket, keyring: Keyring, drill: Drill) -> str:
-    """Write a record down, once; returns its key. Raises `StoreError`."""
-    bucket.create(drill.home, drill.sealed(keyring))
-    return drill.home
+    """Write a record down, once; returns its key. What was reported of the run before stays. Raises `StoreError`."""
+    while True:
+        sealed = drill.sealed(keyring)
+        try:
+            bucket.create(drill.home, sealed)
+            if bucket.read_oldest(drill.home) == sealed:  # a store may ignore the condition
+                return drill.home
+        except ObjectExists:
+            if drill.report >= _MOST_REPORTS:
+                raise
+        drill = drill.model_copy(update={"report": drill.report + 1})
 
 
 def read_drills(catalogs: Iterable[Catalog]) -> list[Drill]:
-    """Every run that some buckets tell of, as it was written down last, oldest first.
-
-    A record that is refused is logged and passed over.
-    """
+    """The last genuine record of each run in some buckets, oldest first; what is refused is logged and passed over."""
     found: dict[str, Drill] = {}
     for catalog in catalogs:
         for version in oldest(catalog.bucket.versions(DRILLS)):
+            if version.key in found:
+                continue
             try:
                 stored = catalog.bucket.read(version.key, version_id=version.version_id)
-                drill = Drill.open(stored, catalog.keyring, key=version.key)
+                found[version.key] = Drill.open(stored, catalog.keyring, key=version.key)
             except DrillRefused as refused:
                 log.warning("The record of a drill is passed over: %s", refused)
-                continue
-            if drill.run not in found or drill.written > found[drill.run].written:
-                found[drill.run] = drill
-    return sorted(found.values(), key=lambda drill: drill.declared)
+    last: dict[str, Drill] = {}
+    for drill in sorted(found.values(), key=lambda drill: drill.report):
+        last[drill.model_copy(update={"report": 1}).home] = drill
+    return sorted(last.values(), key=lambda drill: drill.declared)
 
 
 def newest_drills(plan: DisasterPlan, drills: Sequence[Drill]) -> dict[tuple[str, Copy], Drill | None]:
@@ -200,15 +227,18 @@ def newest_drills(plan: DisasterPlan, drills: Sequence[Drill]) -> dict[tuple[str
     return newest
 
 
-def next_drill(plan: DisasterPlan, drills: Sequence[Drill]) -> tuple[str, Copy]:
-    """Whose turn it is: what was never drilled, in the plan's order, then what was drilled longest ago."""
+def next_drill(plan: DisasterPlan, drills: Sequence[Drill], copy: str = "") -> tuple[str, Copy]:
+    """Whose turn it is: what was never drilled, in the plan's order, then what was drilled longest ago.
+
+    From one `copy` alone, where it is named.
+    """
     newest = newest_drills(plan, drills)
 
     def age(subject: tuple[str, Copy]) -> float:
         drill = newest[subject]
         return drill.declared.timestamp() if drill else 0.0
 
-    return min(newest, key=age)
+    return min((subject for subject in newest if copy in ("", subject[1])), key=age)
 
 
 def overdue(plan: DisasterPlan, drills: Sequence[Drill], now: datetime) -> list[tuple[str, Copy]]:

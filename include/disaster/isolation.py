@@ -36,7 +36,7 @@ BELOW = "drills/"
 _AT_ONCE = 8
 _STAMP = r"(?P<stamp>\d{8}t\d{12})"
 _DATABASE, _OBJECTS, _DIRECTORY = (
-    re.compile(pattern, re.ASCII) for pattern in (f"drill_{_STAMP}", f"{BELOW}{_STAMP}/.*", f"drill-{_STAMP}")
+    re.compile(pattern, re.ASCII) for pattern in (f"drill_{_STAMP}", f"{BELOW}{_STAMP}/.*", f"drill-{_STAMP}(-plan)?")
 )
 
 
@@ -52,6 +52,11 @@ def stamp(moment: datetime) -> str:
 def directory(run: str) -> str:
     """What a run's directory is called, on the worker."""
     return f"drill-{run}"
+
+
+def plan_directory(run: str) -> str:
+    """What a run's directory is called while it is planned."""
+    return f"{directory(run)}-plan"
 
 
 def drill_places(
@@ -89,7 +94,8 @@ def erase(places: Places, root: Path) -> list[str]:
         _attempt(partial(_drop, places.server, places.database), gone, stays)
     if places.bucket:
         _attempt(partial(_empty, places.bucket, places.prefix), gone, stays)
-    _attempt(partial(_remove, root / directory(places.run)), gone, stays)
+    for name in (directory(places.run), plan_directory(places.run)):
+        _attempt(partial(_remove, root / name), gone, stays)
     if stays:
         raise NotErased(
             f"{len(stays)} places of the drill {places.run} stay: {'; '.join(stays)}.",
@@ -141,9 +147,13 @@ def remove(found: Sequence[Leftover]) -> list[str]:
 
 
 def _note(found: list[Leftover], what: str, name: re.Match[str] | None, remove: Callable[[], str]) -> None:
-    if name is not None:
+    if name is None:
+        return
+    try:
         made = datetime.strptime(name["stamp"], "%Y%m%dt%H%M%S%f").replace(tzinfo=UTC)
-        found.append(Leftover(what, name["stamp"], made, remove))
+    except ValueError:  # no moment, so no drill's
+        return
+    found.append(Leftover(what, name["stamp"], made, remove))
 
 
 def _attempt(remove: Callable[[], str], gone: list[str], stays: list[str]) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "find_run",
     "foresee_switch",
     "foresee_undo",
+    "is_active",
     "switch_site",
     "undo_switches",
 ]
@@ -154,6 +155,13 @@ def undo_switches(
     except BackupError as error:
         _half_way(record, run, error, undo=undo)
     return _facts(record, record.runs[run])
+
+
+def is_active(plan: DisasterPlan, site: str, *, run: str, catalogs: Sequence[Catalog]) -> bool:
+    """Whether a site is the active one without this run, and nothing stands half-way: there is nothing to switch."""
+    record = SiteLog(plan, catalogs)
+    over = record.newest is None or record.newest.is_over
+    return over and run not in record.runs and record.active.site == site
 
 
 def find_run(record: SiteLog, run: str = "") -> SiteRun:

@@ -79,6 +79,18 @@ def bucket(
     )
 
 
+def bucket_place(conn_id: str, *, name: str | None = None) -> tuple[str, str | None]:
+    """The bucket's name and the store's endpoint (None for AWS), as `bucket` takes them; nobody is asked for anything.
+
+    Raises `ConnectionUnusable`.
+    """
+    from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # noqa: PLC0415 - a quarter of a second
+
+    connection, hook = _connection(conn_id), S3Hook(aws_conn_id=conn_id)
+    named = _needed(connection, "extra.service_config.s3.bucket_name", hook.service_config.get("bucket_name") or name)
+    return named, hook.conn_config.get_service_endpoint_url("s3")
+
+
 def session(conn_id: str, *, region: str) -> boto3.Session:
     """The credentials of an `aws` connection, for another service than S3. Raises `ConnectionUnusable`."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook  # noqa: PLC0415 - a quarter of a second

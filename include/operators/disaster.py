@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,9 +14,9 @@ from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.operators import validation
-from include.operators.recovery import require_approval
+from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
-from include.operators.step import Facts, Step
+from include.operators.step import Facts, Step, hopeless
 from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from include.disaster.forecast import Speeds
     from include.disaster.history import Drill, Looked, Phase, StepTime
     from include.disaster.plan import DisasterPlan
+    from include.errors import BackupError
     from include.monitoring.messages import Notification
     from include.operators.run import Surroundings
     from include.pipeline.store import Bucket
@@ -45,21 +46,27 @@ ACTIVATE, SWITCH, PLAN, APPROVE, RESTORE, CLEAN_UP = (
 IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
 _DRILLS_MEASURED = 3
+_DECLARED_WITHIN = timedelta(days=1)
+"""How long a failover that failed can be cleared, and go on."""
+ASKED = "asked"
+"""The XCom in which `approve` says which plan it shows."""
 TIMES = "times"
 """The XCom in which a step says when it began and ended, however it ended."""
 
 
 class Timed(BaseOperator):
-    """Leaves behind when the step began and ended, also when it failed: RTO is measured, not assumed (R5.4)."""
+    """Leaves behind when the step began and ended, and whether well: RTO is measured, not assumed (R5.4)."""
 
     def execute(self, context: Context) -> Any:
         """Take the step."""
-        began = datetime.now(UTC)
+        began, well = datetime.now(UTC), False
         try:
-            return super().execute(context)
+            told = super().execute(context)
+            well = True
         finally:
-            times = {"began": began.isoformat(), "ended": datetime.now(UTC).isoformat()}
+            times = {"began": began.isoformat(), "ended": datetime.now(UTC).isoformat(), "well": well}
             context["ti"].xcom_push(key=TIMES, value=times)
+        return told
 
 
 class DisasterStep(Timed, Step):
@@ -91,8 +98,8 @@ class ActivatePlan(DisasterStep):
 
         form, run = context["params"], context["dag_run"]
         scenario, copy = form["scenario"], form["copy"]
-        if scenario == IN_TURN:
-            scenario, copy = self._turn(here, plan)
+        if scenario == IN_TURN and form["mode"] == "drill":  # in earnest nobody may mean whatever comes next
+            scenario, copy = self._turn(here, plan, copy)
         declared = declare(
             plan,
             mode=form["mode"],
@@ -113,8 +120,8 @@ class ActivatePlan(DisasterStep):
             self.log.info("PLAN: %s (%s, within %s): %s", name, step.owner, step.limit, step.does)
         return {**declared.to_json(), "parts": list(chosen.restores), "break_glass": chosen.break_glass}
 
-    def _turn(self, here: Surroundings, plan: DisasterPlan) -> tuple[str, str]:
-        """Whose turn it is, as far as the buckets that answer tell."""
+    def _turn(self, here: Surroundings, plan: DisasterPlan, wanted: str) -> tuple[str, str]:
+        """Whose turn it is, as far as the buckets that answer tell; of one copy, where the form names it."""
         from include.disaster.history import next_drill, read_drills  # noqa: PLC0415
         from include.errors import BackupError  # noqa: PLC0415
 
@@ -124,7 +131,7 @@ class ActivatePlan(DisasterStep):
                 drills |= {drill.run: drill for drill in read_drills([_copy(here, copy)])}
             except BackupError as failure:
                 self.log.warning("The %s does not tell its drills: %s", copy, failure.what)
-        return next_drill(plan, sorted(drills.values(), key=lambda drill: drill.declared))
+        return next_drill(plan, sorted(drills.values(), key=lambda drill: drill.declared), wanted)
 
 
 class SwitchToReplica(DisasterStep):
@@ -167,14 +174,14 @@ class PlanRecovery(DisasterStep):
         """The route, which the restore takes as it is, and the same in words; the forecast."""
         from include.backup.prepare import make_scratch, remove_scratch  # noqa: PLC0415
         from include.disaster.forecast import forecast  # noqa: PLC0415
-        from include.disaster.isolation import directory  # noqa: PLC0415
+        from include.disaster.isolation import plan_directory  # noqa: PLC0415
         from include.disaster.route import plan_route  # noqa: PLC0415
         from include.recovery.moments.plan import Target  # noqa: PLC0415
 
         declared = told_declaration(context)
         catalog = _trusted(here, context)
         target = Target.parse(_told_by(context, SWITCH)["target"])
-        name = f"{directory(declared.run)}-plan"
+        name = plan_directory(declared.run)
         scratch = make_scratch(here.root, name)
         try:
             route = plan_route(catalog, target, here.policy, what=_told_by(context, ACTIVATE)["parts"], scratch=scratch)
@@ -185,8 +192,13 @@ class PlanRecovery(DisasterStep):
             self.log.info("PLAN: %s", line)
         if warning := expected.above(here.policy.recovery.rto / 2):
             self.log.warning("FORECAST: %s", warning)
-        words = "\n".join([*route.lines(), *expected.lines(), *([warning] if warning else [])])
-        return {**route.to_json(), "words": words, "forecast": expected.to_json(), "warning": warning}
+        active = "" if declared.drill else _active(here, plan, declared)
+        goes_to = [] if declared.drill else list(_told_of_site(plan, declared, active))
+        for line in goes_to:
+            self.log.warning("SITE: %s", line)
+        words = "\n".join([*goes_to, *route.lines(), *expected.lines(), *([warning] if warning else [])])
+        facts = {"words": words, "forecast": expected.to_json(), "warning": warning, "active": active}
+        return route.to_json() | facts
 
     def _speeds(self, catalog: Catalog) -> Speeds:
         """As fast as the newest drills from this copy were."""
@@ -207,6 +219,8 @@ class ApproveFailover(ApprovalOperator):
         """Wait for the answer, without a worker; raises `AirflowSkipException` in a drill."""
         if told_declaration(context).drill:
             raise AirflowSkipException("A drill touches nothing that is live: nobody has to approve.")
+        _require_recent(context)
+        context["ti"].xcom_push(key=ASKED, value=_planned(context))
         return super().execute(context)
 
 
@@ -228,14 +242,18 @@ class RestoreFromBackup(DisasterStep):
 
         declared = told_declaration(context)
         if not declared.drill:
-            require_approval(context)
+            _require_approved_plan(context)
+            _require_not_become_active(here, plan, context)
         places = places_of(here, plan, context)
+        if places.bucket and declared.drill:
+            _require_apart(here, plan)
         places.clear()
         scratch = run_directory(here, declared)
         scratch.mkdir(mode=0o711, exist_ok=True)
         by_script = declared.drill and plan.scenarios[declared.scenario].break_glass
         bring = self._by_script if by_script else self._by_route
         facts = bring(here, plan, context, places, scratch)
+        _require_parts(facts, _told_by(context, ACTIVATE)["parts"])
         to = plan.sites[declared.site] if declared.site else plan.drills
         Restored(
             about=f"{declared.mode} {declared.run}: {declared.scenario} from the {declared.copy}",
@@ -275,7 +293,9 @@ class RestoreFromBackup(DisasterStep):
         if places.configuration:
             places.configuration.parent.mkdir(parents=True, exist_ok=True)
         bucket = here.backups_in(declared.copy)
-        with drill_environment(bucket, places, expected=expected, scratch=scratch) as environment:
+        expected.unlink(missing_ok=True)  # of an earlier try
+        target = _told_by(context, SWITCH)["target"]
+        with drill_environment(bucket, places, target=target, expected=expected, scratch=scratch) as environment:
             limit = plan.steps["restore_from_backup"].limit
             steps = run_break_glass(script, environment, scratch=scratch, limit=limit)
         for step in steps:
@@ -360,19 +380,29 @@ class ReportDrill(Teller):
         self.steps = tuple(steps)
 
     def _take(self, context: Context) -> Facts:
+        from include.disaster.history import store_drill  # noqa: PLC0415
+        from include.errors import BackupError  # noqa: PLC0415
         from include.operators.run import Surroundings  # noqa: PLC0415
 
         here = Surroundings(scratch_root=self.scratch_root)
-        drill = self._record(here, context)
-        kept = {}
-        if drill is not None:
-            from include.disaster.history import store_drill  # noqa: PLC0415
-
-            catalog = _copy(here, drill.from_copy)
-            kept = {"record": store_drill(catalog.bucket, catalog.keyring, drill), "missed": drill.missed}
-            for line in drill.lines():
-                self.log.info("%s", line)
-        return kept | self.tell(here.policy, partial(self._words, context, drill))
+        drill: Drill | None = None
+        kept: Facts = {}
+        unkept: BackupError | None = None
+        try:
+            drill = self._record(here, context)
+            if drill is not None:
+                catalog = _copy(here, drill.from_copy)
+                kept = {"record": store_drill(catalog.bucket, catalog.keyring, drill), "missed": drill.missed}
+                for line in drill.lines():
+                    self.log.info("%s", line)
+        except BackupError as error:
+            if context["ti"].try_number <= context["ti"].max_tries and not isinstance(error, hopeless()):
+                raise  # it is tried again, and told then
+            unkept = error  # the copy that it came from may be what is lost: that is told all the same
+        told = self.tell(here.policy, partial(self._words, context, drill, unkept))
+        if unkept is not None:
+            raise unkept
+        return kept | told
 
     def _record(self, here: Surroundings, context: Context) -> Drill | None:
         """The run, as it is written down; None where nothing was declared."""
@@ -394,8 +424,7 @@ class ReportDrill(Teller):
             target=declared.target,
             failed=declared.failed,
             declared=declared.declared,
-            written=datetime.now(UTC),
-            reaches=route.get("reaches") if restored else None,
+            reaches=(restored.get("reached") or route.get("reaches")) if restored else None,
             files_as_of=route.get("files_as_of") if restored else None,
             healthy=_healthy(times),
             promised_rto=round(recovery.rto.total_seconds()),
@@ -405,6 +434,7 @@ class ReportDrill(Teller):
             steps=tuple(times),
             checks=tuple(self._looked(here, context)),
             phases=tuple(_phases(declared, route, restored, times)),
+            due=_due(_told_by(context, ACTIVATE)["parts"]),
         )
 
     def _looked(self, here: Surroundings, context: Context) -> Iterator[Looked]:
@@ -419,33 +449,142 @@ class ReportDrill(Teller):
                 yield Looked(kind=each.kind, **asdict(check))
 
     def _time(self, context: Context, task: str) -> StepTime:
-        from include.disaster.history import StepTime  # noqa: PLC0415
+        from include.disaster.history import BY_HAND, StepTime  # noqa: PLC0415
 
         ti = context["ti"]
         states = ti.get_task_states(dag_id=ti.dag_id, run_ids=[ti.run_id]).get(ti.run_id, {})
         state = str(states.get(task))
         times = ti.xcom_pull(task_ids=task, key=TIMES) or {}
         known = state if state in ("success", "failed", "skipped") else "not reached"
+        if known == "success" and not (_told_by(context, APPROVE) if task == APPROVE else times.get("well")):
+            known = BY_HAND
         return StepTime(task=task, state=cast("Any", known), began=times.get("began"), ended=times.get("ended"))
 
-    def _words(self, context: Context, drill: Drill | None) -> Notification:
+    def _words(self, context: Context, drill: Drill | None, unkept: BackupError | None) -> Notification:
         from include.monitoring.messages import Notification  # noqa: PLC0415
 
         failures = failures_of(context)
         links = links_of(context, failures[0].task if failures else "")
         asked = {"asked for by": context["dag_run"].triggering_user_name or "the schedule"}
+        if unkept is not None:
+            asked["no record of it"] = unkept.what
         if drill is None:
             return Notification("recovery_failed", "Disaster recovery", asked, failures, links)
         about = f"{'Drill' if drill.mode == 'drill' else 'Failover'} {drill.scenario} from the {drill.from_copy}"
         facts = asked | drill.facts()
-        return Notification("drill_passed" if drill.passed else "drill_failed", about, facts, failures, links)
+        passed = drill.passed and unkept is None and not failures
+        return Notification("drill_passed" if passed else "drill_failed", about, facts, failures, links)
 
 
 def _healthy(times: Sequence[StepTime]) -> datetime | None:
-    """When the last validation found everything well: of a single table there is no service to start."""
-    looked = [time for time in times if time.task in VALIDATIONS]
-    ended = [time.ended for time in looked if time.state == "success" and time.ended]
-    return max(ended) if ended and all(time.state in ("success", "skipped") for time in looked) else None
+    """When the last validation found everything well; None unless each of them has said so itself."""
+    ended = {time.task: time.ended for time in times if time.task in VALIDATIONS and time.state == "success"}
+    moments = [moment for moment in ended.values() if moment]
+    return max(moments) if len(moments) == len(VALIDATIONS) else None
+
+
+def _due(parts: Sequence[str]) -> tuple[str, ...]:
+    """The kinds of validation that have to find something, where these parts come back."""
+    return (
+        *(["data_consistency", "service_health"] if "database" in parts else []),
+        *(["application_state"] if {"objects", "configuration"} & set(parts) else []),
+    )
+
+
+def _planned(context: Context) -> Any:
+    """What tells one plan of a run from another: when it was made."""
+    return context["ti"].xcom_pull(task_ids=PLAN, key=TIMES)
+
+
+def _require_recent(context: Context) -> None:
+    """Raise `NotAllowedOver` for a failover that was declared long ago: who clears it is not who asked for it then.
+
+    Airflow tells a task who triggered its run, and not who cleared it; an old run, or an old answer, would let one
+    person fail over alone.
+    """
+    declared = told_declaration(context)
+    if datetime.now(UTC) - declared.declared > _DECLARED_WITHIN:
+        raise NotAllowedOver(
+            f"{declared.by} declared this failover on {declared.declared:%Y-%m-%d %H:%M} UTC, more than "
+            f"{_DECLARED_WITHIN.days} day ago.",
+            mend="Trigger a run of its own, as yourself; somebody else approves it.",
+        )
+
+
+def _require_approved_plan(context: Context) -> None:
+    """Raise `NotAllowedOver` unless somebody else approved the very plan that is carried out."""
+    _require_recent(context)
+    approved_by = require_approval(context, what="failover")
+    if context["ti"].xcom_pull(task_ids=APPROVE, key=ASKED) != _planned(context):
+        raise NotAllowedOver(
+            f"The plan was made again after {approved_by} had approved it.",
+            mend=f"Clear `{APPROVE}`, and have somebody else answer it: the plan as it is now is before them.",
+        )
+
+
+_PARTS = {"database": "database", "objects": "objects", "configuration": "commit"}
+"""Of each part the fact that tells that it came back."""
+
+
+def _require_parts(facts: Facts, parts: Sequence[str]) -> None:
+    """Raise `BackupError` naming what was to come back and did not: nothing would look at what is not there."""
+    from include.errors import BackupError  # noqa: PLC0415
+
+    if lacking := [part for part in parts if facts.get(_PARTS[part]) is None]:
+        raise BackupError(
+            f"It was restored, and without {' and '.join(lacking)}, which the scenario brings back.",
+            mend="Look in the log of this task which backup it came from, and recover from another.",
+        )
+
+
+def _active(here: Surroundings, plan: DisasterPlan, declared: Declaration) -> str:
+    """The site that is active; empty where no bucket that answers tells."""
+    from include.disaster.site import active_site  # noqa: PLC0415
+    from include.errors import BackupError  # noqa: PLC0415
+    from include.operators.site import catalogs  # noqa: PLC0415
+
+    try:
+        return active_site(plan, catalogs(here, declared.copy)).site
+    except BackupError:
+        return ""
+
+
+def _require_not_become_active(here: Surroundings, plan: DisasterPlan, context: Context) -> None:
+    """Raise `NotAllowedOver` where users were led to the site after somebody approved that it is replaced."""
+    declared, told = told_declaration(context), _told_by(context, PLAN)["active"]
+    if told != declared.site and _active(here, plan, declared) == declared.site:
+        raise NotAllowedOver(
+            f"{declared.site} has become the active site since the plan was made: what users write there would go.",
+            mend=f"`python -m include.cli site show` tells how that came to be. Is it to be replaced? Clear `{PLAN}` "
+            f"with all that comes after it.",
+        )
+
+
+def _told_of_site(plan: DisasterPlan, declared: Declaration, active: str) -> Iterator[str]:
+    """What whoever approves has to know of the site: whether it is the active one, and whether a database is there."""
+    import psycopg  # noqa: PLC0415
+
+    from include.errors import BackupError  # noqa: PLC0415
+    from include.operators import connections  # noqa: PLC0415
+    from include.recovery.scratch import APPLICATION  # noqa: PLC0415
+
+    assert declared.site is not None  # noqa: S101 - a failover goes to one
+    site = plan.sites[declared.site]
+    if active == declared.site:
+        yield f"site           {declared.site}; THE ACTIVE SITE: users may be writing there"
+    else:
+        yield f"site           {declared.site}; {f'{active} is active' if active else 'which is active is not known'}"
+    try:
+        login = connections.database_login(site.database_connection)
+        with login.connect(application_name=APPLICATION, autocommit=True) as session:
+            query = "SELECT count(*) FROM pg_database WHERE datname = %s"
+            (there,) = session.execute(query, [site.database]).fetchone() or (0,)
+    except (BackupError, psycopg.Error) as error:
+        said = error.what if isinstance(error, BackupError) else type(error).__name__
+        yield f"there now      its server does not answer: {said}"
+    else:
+        live = f"a database {site.database} LIVES there: what is newer in it than `reaches` goes aside with it"
+        yield f"there now      {live if there else f'its server answers, and has no database {site.database}'}"
 
 
 def told_declaration(context: Context) -> Declaration:
@@ -489,6 +628,30 @@ def places_of(here: Surroundings, plan: DisasterPlan, context: Context) -> Place
         live=True,
         run=declared.run,
     )
+
+
+def _require_apart(here: Surroundings, plan: DisasterPlan) -> None:
+    """Raise `NotAllowedOver` where a drill's objects would go into a bucket of the application, or of backups.
+
+    What has no connection here cannot be written to from here either.
+    """
+    from include.operators import connections  # noqa: PLC0415
+
+    policy, storage, drills = here.policy, here.policy.storage, plan.drills.objects_connection
+    known: dict[str, str | None] = dict.fromkeys(site.objects_connection for site in plan.sites.values())
+    known |= {policy.sources.objects.connection: None, policy.recovery.live_objects_connection: None}
+    known |= {place.connection: place.bucket for place in (storage.primary, storage.replica)}
+    into = connections.bucket_place(drills)
+    for conn_id, name in known.items():
+        try:
+            live = connections.bucket_place(conn_id, name=name)
+        except connections.ConnectionUnusable:
+            continue
+        if live == into:
+            raise NotAllowedOver(
+                f"A drill would bring its objects to the bucket {into[0]}, which {conn_id} uses in earnest.",
+                mend=f"Give {drills} a bucket of its own.",
+            )
 
 
 def _trusted(here: Surroundings, context: Context) -> Catalog:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
-from include.operators.disaster import Timed
-from include.operators.recovery import require_approval
+from include.operators.disaster import RESTORE, TIMES, Timed
+from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
+from include.operators.validation import VALIDATIONS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -52,14 +53,18 @@ class SwitchSite(Timed, Step):
         if asked["mode"] == DRILL:
             raise AirflowSkipException("A drill: no site is switched.")
         approved_by = require_approval(context, task=self.approved_in, what="failover")
+        _require_validated(context)
 
         from include.disaster.plan import load_plan  # noqa: PLC0415 - the engine
-        from include.disaster.site import require_site, switch_site  # noqa: PLC0415
+        from include.disaster.site import is_active, require_site, switch_site  # noqa: PLC0415
         from include.operators import connections  # noqa: PLC0415
         from include.operators.run import Surroundings  # noqa: PLC0415
 
         plan, here = load_plan(), Surroundings(scratch_root=self.scratch_root)
         require_site(plan, asked["site"])
+        known = catalogs(here, asked["copy"])
+        if is_active(plan, asked["site"], run=asked["run"], catalogs=known):
+            raise AirflowSkipException(f"{asked['site']} is the active site: it was recovered where it is.")
         return switch_site(
             plan,
             asked["site"],
@@ -67,7 +72,7 @@ class SwitchSite(Timed, Step):
             by=asked["by"],
             approved_by=approved_by,
             because=asked["scenario"],
-            catalogs=catalogs(here, asked["copy"]),
+            catalogs=known,
             checkout=connections.configuration(plan.sites[asked["site"]].configuration_connection).checkout,
             dns=connections.route53(plan.switches.service.connection),
         )
@@ -159,6 +164,24 @@ class ReportUndone(Teller):
         if failures:
             return Notification("run_failed", "Undoing the failover", facts, failures, links)
         return Notification("switched_back" if done else "recovery_refused", "Undoing the failover", facts, links=links)
+
+
+def _require_validated(context: Context) -> None:
+    """Raise `NotAllowedOver` unless each validation itself found everything well, in what was restored last."""
+    ti = context["ti"]
+    back = (ti.xcom_pull(task_ids=RESTORE, key=TIMES) or {}).get("ended", "")
+    for task in VALIDATIONS:
+        facts = ti.xcom_pull(task_ids=task)
+        if facts and facts["checks"] and not facts["failed"] and facts["began"] >= back:
+            continue
+        found = f"{facts['failed']} of {facts['checks']} checks failed" if facts else "it has looked at nothing"
+        if facts and facts["began"] < back:
+            found = "it looked before what is there now was restored"
+        raise NotAllowedOver(
+            f"`{task}` has not found what came back well: {found}. Marking it as success is no answer.",
+            mend=f"Clear `{task}`. To go to what is there all the same, two people by name: "
+            "`python -m include.cli site switch`.",
+        )
 
 
 def catalogs(here: Surroundings, copy: Copy) -> list[Catalog]:

@@ -59,7 +59,7 @@ class Step(BaseOperator):
             self.log.error("WHAT HAPPENED: %s", error.what)
             self.log.error("HOW TO MEND IT: %s", error.mend)
             context["ti"].xcom_push(key=ERROR, value={"what": error.what, "mend": error.mend})
-            if isinstance(error, _hopeless()):
+            if isinstance(error, hopeless()):
                 raise AirflowFailException(str(error)) from error
             raise
 
@@ -106,7 +106,7 @@ def _adopted() -> type[BackupError]:
     return Adopted
 
 
-def _hopeless() -> tuple[type[BackupError], ...]:
+def hopeless() -> tuple[type[BackupError], ...]:
     """Errors that no other try can mend. Looked up only when one was raised: their modules are the engine.
 
     `ExceptionRetryPolicy` would say the same declaratively, but it imports what it names when the DAG file is read.

@@ -56,8 +56,16 @@ class Restored:
 
     @classmethod
     def left_by(cls, task: str, context: Context) -> Self:
-        """What `leave` said."""
-        return cls(**context["ti"].xcom_pull(task_ids=task, key=RESTORED))
+        """What `leave` said; raises `NothingExpected` where it did not: it was marked as success by hand."""
+        from include.recovery.validation.recovered import NothingExpected  # noqa: PLC0415
+
+        said = context["ti"].xcom_pull(task_ids=task, key=RESTORED)
+        if said is None:
+            raise NothingExpected(
+                f"`{task}` has not said where it restored to: there is nothing to look at.",
+                mend=f"Clear `{task}`; marking it as success restores nothing.",
+            )
+        return cls(**said)
 
     def opened(self, here: Surroundings) -> Recovered:
         """The places themselves, and what must be there. Raises `NothingExpected`, `ConnectionUnusable`."""

@@ -53,6 +53,8 @@ class ObjectHistory:
         self.named = named
         self.found: set[str] = set()
         """Those of `named` that `objects` has told so far."""
+        self.known: set[str] = set()
+        """Those of `named` that any of the backups tells of, were it a deletion: these were there before."""
         self._policy, self._second = policy, _second(source.as_of)
 
         def opened(manifest: Manifest) -> OpenedBackup:
@@ -80,6 +82,7 @@ class ObjectHistory:
         """The objects of a component as of the moment, in no particular order."""
         changes = self._changes(component)
         wanted = {key for key in self.named if self._component(key) == component}
+        self.known |= wanted & changes.keys()
         for entry in self._listed(component):
             seconds = changes.pop(entry.key, None) or {}
             seconds.setdefault(_second(entry.modified), _Second(0, entry.model_dump_json().encode()))
@@ -105,6 +108,7 @@ class ObjectHistory:
     def _tell(self, entry: IndexEntry) -> IndexEntry:
         if entry.key in self.named:
             self.found.add(entry.key)
+            self.known.add(entry.key)
         return entry
 
     def _listed(self, component: str) -> Iterator[IndexEntry]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,12 @@ def restore_to(
     """
     with reading(catalog, plan.backups, policy, what=f"recovery to {iso(plan.reaches)}"):
         return _Restore(plan, catalog, policy, places, scratch=scratch, progress=progress, chosen=chosen).run()
+
+
+def written_after(plan: RecoveryPlan, history: ObjectHistory, missing: Sequence[str]) -> tuple[str, ...]:
+    """Those that the age of the objects explains: of before the moment, and no backup tells of the key."""
+    older = plan.skew.objects is not None and plan.skew.objects < timedelta()
+    return tuple(key for key in missing if key not in history.known) if older else ()
 
 
 class _Restore:
@@ -345,7 +352,7 @@ class _Restore:
         restored.expected = replace(restored.expected, objects=restored.objects.written + restored.objects.unchanged)
         if not chosen:
             missing = sorted(history.named - history.found)
-            restored.expected = replace(restored.expected, unheld=tuple(missing))
+            restored.expected = replace(restored.expected, unheld=written_after(self._plan, history, missing))
             restored.facts["objects_missing"] = len(missing)
             if missing:
                 restored.warnings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 MISSING, UNHELD = "missing", "in no backup, written after the last one"
 _CANNOT = "cannot be asked"
+_VALUE = re.compile(r': ".*', re.DOTALL)
+"""What PostgreSQL says of a row's value, as in `invalid input syntax for type integer: "…"`."""
 
 
 def check_application_state(recovered: Recovered, policy: Policy) -> Validation:
@@ -140,5 +143,5 @@ def _unanswered(name: str, subject: str, error: psycopg.Error, expected: Expecte
     """A query that fails is a failure, unless it is about a table that was not asked for."""
     if expected.tables and isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.InvalidSchemaName):
         return
-    said = error.diag.message_primary or type(error).__name__
+    said = _VALUE.sub(": …", error.diag.message_primary or type(error).__name__)
     yield Question(name, (Measured(subject, "an answer", f"it {_CANNOT}: {said}"),))

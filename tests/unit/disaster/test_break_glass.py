@@ -8,10 +8,13 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from include.disaster.break_glass import BreakGlassFailed, break_glass_script, run_break_glass
+from include.disaster.break_glass import BreakGlassFailed, break_glass_script, drill_environment, run_break_glass
+from include.disaster.isolation import drill_places
 from include.disaster.plan import DisasterPlan, load_plan
 from include.policy import load_policy
 
@@ -202,3 +205,26 @@ def test_what_is_not_in_the_plan_is_refused() -> None:
         break_glass_script(PLAN, POLICY, "flood", "replica")
     with pytest.raises(BreakGlassFailed, match="replica"):
         break_glass_script(PLAN, POLICY, "region_lost", "primary")
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_what_is_told_of_a_script_that_failed_holds_no_secret_of_its_environment(tmp_path: Path) -> None:
+    with pytest.raises(BreakGlassFailed) as caught:
+        run_break_glass(
+            'echo "postgres://synapse:$PGPASSWORD@db is not there"; echo "$AWS_SECRET_ACCESS_KEY" >&2; exit 1',
+            {"PGPASSWORD": "correct horse", "AWS_SECRET_ACCESS_KEY": "battery/staple"},
+            scratch=tmp_path,
+            limit=timedelta(seconds=60),
+        )
+    assert "postgres://synapse:…@db is not there" in str(caught.value)
+    assert not [secret for secret in ("correct horse", "battery/staple") if secret in str(caught.value)]
+
+
+@pytest.mark.requirement("R5.3")
+def test_the_script_of_a_drill_goes_to_the_moment_that_was_declared(tmp_path: Path) -> None:
+    bucket: Any = SimpleNamespace(name="b", environment=lambda: {"AWS_REGION": "eu-west-1"})
+    places = drill_places("20261122t103712123456", server=None, bucket=None, root=tmp_path)
+    script = break_glass_script(PLAN, POLICY, "airflow_lost", "replica")
+    with drill_environment(bucket, places, target=ODD, expected=tmp_path / "expected.json", scratch=tmp_path) as known:
+        assert known["TARGET"] == ODD
+    assert "[[ -n ${TARGET:-} ]] || TARGET=latest" in script

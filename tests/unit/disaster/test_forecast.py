@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from include.disaster.forecast import COSTS, Cost, Forecast, Measured, Speeds, amounts, forecast
+from include.disaster.forecast import COSTS, OBJECT_WEIGHT, Cost, Forecast, Measured, Speeds, amounts, forecast
 from include.policy import load_policy
 from include.recovery.cluster.target import StopAt
 from include.recovery.moments.plan import (
@@ -102,7 +103,27 @@ def test_a_full_backup_is_restored_not_replayed() -> None:
 
     assert told.amounts["restore"] == 50 * MB
     assert told.amounts["configuration"] == MB
+    assert told.amounts["data_consistency"] == 3 * 50 * MB  # a cluster is larger than what was dumped of it
     assert not {"unpack", "replay", "copy"} & set(told.seconds)
+
+
+@pytest.mark.requirement("R5.4")
+def test_each_increment_of_objects_counts_and_an_empty_cluster_has_no_rows() -> None:
+    plan, more = planned(MB, 10), snapshot(0, objects=7)
+    assert plan.objects is not None
+    grown = replace(plan, objects=replace(plan.objects, increments=(more, more)))
+    assert amounts(grown)["application_state"] == amounts(plan)["application_state"] + 14
+    weight = 2 * (100 * MB + 7 * OBJECT_WEIGHT)
+    assert amounts(grown)["objects"] == amounts(plan)["objects"] + weight
+    assert (amounts(plan)["copy"], amounts(plan)["data_consistency"]) == (0, 0)
+
+
+@pytest.mark.requirement("R5.4")
+def test_until_somebody_measured_it_a_base_comes_no_faster_than_it_was_stored() -> None:
+    plan = replace(planned(500 * MB, 10), download_bytes=250 * MB, download_seconds=1000)
+    assert forecast(plan, Speeds()).seconds["unpack"] == pytest.approx(500)  # half of it is the base
+    known = Cost(1.0, 1e-9)
+    assert forecast(plan, Speeds({"unpack": known})).seconds["unpack"] == pytest.approx(known.of(500 * MB))
 
 
 @pytest.mark.requirement("R5.4")
@@ -122,6 +143,7 @@ def test_what_drills_took_says_how_fast_this_place_is_phase_by_phase() -> None:
     assert told.seconds["copy"] == pytest.approx(guess.seconds["copy"], rel=0.02)
     assert "replay" not in told.guessed
     assert {"objects", "steps"} <= set(told.guessed)
+    assert "restore" not in Speeds.measured(slow).costs  # what took no time was not measured
 
 
 @pytest.mark.requirement("R5.4")
@@ -181,6 +203,9 @@ def test_above_half_of_the_rto_it_asks_for_a_base_in_midweek() -> None:
     assert "snapshot_backup" in words
     assert "2.0 h" in words
     assert told.above(timedelta(seconds=told.total + 1)) is None
+    minute = Forecast({"replay": 60.0}, {}, ())
+    assert minute.above(timedelta(seconds=60)) is None
+    assert minute.above(timedelta(seconds=59)) is not None
 
 
 def test_it_fits_an_xcom() -> None:

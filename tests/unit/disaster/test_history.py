@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -19,6 +19,7 @@ from include.disaster.history import (
     store_drill,
 )
 from include.disaster.plan import load_plan
+from include.pipeline.store import Bucket
 from include.repository.catalog import Catalog
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -41,7 +42,6 @@ def made(**changed: Any) -> Drill:
         "target": "latest",
         "failed": declared - timedelta(minutes=5),
         "declared": declared,
-        "written": declared + timedelta(minutes=21),
         "reaches": declared - timedelta(minutes=6),
         "files_as_of": declared - timedelta(minutes=50),
         "healthy": declared + timedelta(minutes=20),
@@ -61,8 +61,8 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
     assert (drill.rto, drill.rpo, drill.rpo_files) == tuple(timedelta(minutes=number) for number in (20, 1, 45))
     assert drill.passed
     assert drill.facts()["RTO"] == "0:20:00 of 4:00:00"
-    after_the_failure = made(reaches=NOW)
-    assert after_the_failure.rpo == timedelta()
+    after_the_failure = made(reaches=NOW, files_as_of=NOW)
+    assert (after_the_failure.rpo, after_the_failure.rpo_files) == (timedelta(), timedelta())
 
 
 @pytest.mark.requirement("R5.4", "R5.5")
@@ -76,6 +76,31 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
         ({"reaches": None, "healthy": None}, "nothing came back"),
         ({"steps": (StepTime(task="clean_up", state="failed"),)}, "clean_up failed"),
         ({"checks": (HELD.model_copy(update={"passed": False, "found": "6 rows"}),)}, "rows of public.users"),
+        ({"checks": ()}, "nothing was looked at"),
+        ({"due": ("data_consistency", "service_health")}, "no check of service health"),
+        (
+            {"steps": (StepTime(task="check_service_health", state="by hand"),)},
+            "check_service_health was marked as success by hand",
+        ),
+        ({"steps": (StepTime(task="clean_up", state="not reached"),)}, "clean_up was not reached"),
+        (
+            {
+                "steps": (
+                    StepTime(task="switch_site", state="failed"),
+                    StepTime(task="clean_up", state="not reached"),  # which comes of it
+                )
+            },
+            "switch_site failed",
+        ),
+        (
+            {
+                "steps": (
+                    StepTime(task="restore_from_backup", state="success", began=NOW, ended=NOW + timedelta(minutes=9)),
+                    StepTime(task="check_service_health", state="success", began=NOW + timedelta(minutes=8), ended=NOW),
+                )
+            },
+            "check_service_health looked before restore_from_backup had ended",
+        ),
     ],
 )
 def test_whatever_was_not_kept_is_told(changed: dict[str, Any], words: str) -> None:
@@ -102,13 +127,37 @@ def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_
     assert newest_drills(PLAN, known)["region_lost", "replica"] == new
 
 
-@pytest.mark.requirement("R5.3")
-def test_a_run_that_was_cleared_is_what_became_of_it_at_last(catalog: Catalog) -> None:
-    at_first = made(healthy=None)
-    at_last = made(written=NOW + timedelta(hours=1))
-    for drill in (at_last, at_first):
-        store_drill(catalog.bucket, catalog.keyring, drill)
-    assert read_drills([catalog]) == [at_last]
+@pytest.mark.requirement("R5.3", "R9")
+def test_a_run_that_was_cleared_is_reported_again_and_its_last_report_counts(catalog: Catalog) -> None:
+    first, then = made(healthy=None), made(healthy=NOW + timedelta(minutes=40))
+    keys = [store_drill(catalog.bucket, catalog.keyring, drill) for drill in (then, first, first)]
+    assert keys == [first.home.removesuffix(".json") + end for end in (".json", ".2.json", ".2.json")]
+    [known] = read_drills([catalog])
+    assert (known.report, known.healthy) == (2, None)
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_where_a_store_ignores_the_condition_a_second_report_is_not_lost_behind_the_first(catalog: Catalog) -> None:
+    held: dict[str, list[bytes]] = {}
+
+    class Careless:
+        def create(self, key: str, body: bytes) -> None:
+            held.setdefault(key, []).append(body)
+
+        def read_oldest(self, key: str) -> bytes:
+            return held[key][0]
+
+    for drill in (made(healthy=None), made()):
+        store_drill(cast("Bucket", Careless()), catalog.keyring, drill)
+    assert len(held) == 2
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_the_turn_of_one_copy_is_among_its_own_drills() -> None:
+    assert next_drill(PLAN, [], "primary") == next(each for each in PLAN.subjects() if each[1] == "primary")
+    drills = [made(scenario=scenario, from_copy=copy) for scenario, copy in PLAN.subjects() if copy == "replica"]
+    assert next_drill(PLAN, drills)[1] == "primary"
+    assert next_drill(PLAN, drills, "replica")[1] == "replica"
 
 
 @pytest.mark.requirement("R5.3", "R9")

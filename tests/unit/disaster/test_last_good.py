@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from include.disaster.last_good import NoneIsGood, find_last_good, weigh_backups
+from include.disaster.last_good import NoneIsGood, Trusted, find_last_good, weigh_backups
 from include.policy import load_policy
 from include.repository.catalog import Catalog
 from include.repository.committed import Committed
@@ -15,6 +15,7 @@ from include.repository.envelopes import create_data_key
 from include.repository.layout import envelope_prefix
 from include.repository.manifest import Manifest
 from include.repository.references import data_keys, references
+from include.repository.retention_run import Deleted, RetentionRun
 from include.repository.tombstones import Tombstone, bury
 from include.repository.verification import INTEGRITY, SIZES, Record, store_record
 from tests import manifests
@@ -175,3 +176,71 @@ def test_when_everything_is_doubtful_nothing_is_taken(catalog: Catalog) -> None:
 
     with pytest.raises(NoneIsGood, match=backups[0].id):
         find_last_good(catalog, POLICY)
+
+
+@pytest.mark.requirement("R5.3")
+def test_an_increment_to_which_no_base_leads_is_never_the_last_good_one(catalog: Catalog) -> None:
+    backups = made(catalog)
+    for gone in (one for one in backups if one.type == "snapshot"):
+        remove(catalog, [gone.home])  # of which nothing was ever proved: nobody misses it
+    prove(catalog, backups[-1], INTEGRITY, passed=False)
+
+    found = find_last_good(catalog, POLICY)
+
+    assert (backups[-2].type, backups[-3].type) == ("incremental", "full")
+    assert found.backup.id == backups[-3].id
+    assert "no base that is above doubt" in found.doubted[-1].reasons[0]
+
+
+@pytest.mark.requirement("R5.3")
+def test_nothing_is_planned_from_what_is_in_doubt(catalog: Catalog) -> None:
+    backups = made(catalog)
+    left = Trusted(catalog, without=[backups[-1].id])
+    assert {one.manifest.id for one in left.entries() if one.manifest} == {one.id for one in backups[:-1]}
+    assert len(left.entries("full")) == sum(one.type == "full" for one in backups) - 1
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_manifest_behind_a_deletion_marker_is_told_and_not_taken(catalog: Catalog) -> None:
+    backups = made(catalog)
+    catalog.bucket.hide(backups[-1].home)
+
+    found = find_last_good(catalog, POLICY)
+
+    assert found.backup.id == backups[-2].id
+    assert "hidden by a deletion marker" in found.doubted[0].reasons[0]
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_a_run_of_retention_says_it_deleted_is_not_missed(catalog: Catalog) -> None:
+    backups = made(catalog)
+    prove(catalog, backups[3], INTEGRITY, after=0.01)
+    remove(catalog, [backups[3].home])
+    assert backups[3].id in doubtful(catalog)
+    gone = Deleted(backup=backups[3].id, time=backups[3].consistency_point.time, stored_bytes=1)
+    run = RetentionRun(
+        bucket=catalog.bucket.name,
+        when=day(9),
+        by="somebody",
+        manifests=(),
+        holds=(),
+        deleted=(gone,),
+        put_off={},
+        locked={},
+        objects=0,
+    )
+    catalog.bucket.create(run.home, run.sealed(catalog.keyring))
+    assert backups[3].id not in doubtful(catalog)
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_pieces_that_were_hidden_and_pieces_that_are_gone_nobody_knows_since_when(catalog: Catalog) -> None:
+    """What was hidden today says nothing of when the other piece went."""
+    backups = made(catalog)
+    for manifest in backups:
+        prove(catalog, manifest, INTEGRITY, after=0.01)
+    first, second, *_ = sorted({one.key for one in references(backups[2])})
+    remove(catalog, [first])
+    catalog.bucket.hide(second)
+
+    assert set(doubtful(catalog)) >= {one.id for one in backups[3:]}

@@ -90,6 +90,14 @@ def test_little_and_new_content_is_not_weighed() -> None:
     assert list(stopped_compressing(full(3, dump=(100, 99), objects=(400, 390)), [], POLICY)) == []
     assert list(stopped_compressing(full(3, dump=(0, 0), objects=(400, 390)), small, POLICY)) == []
 
+    # The same as a hundred times as much would be told for, and below what is weighed at all.
+    above = POLICY.model_copy(update={"shrunk_from_bytes": 100 * MB + 1})
+    assert list(stopped_compressing(full(3, dump=(100, 99), objects=(400, 390)), BEFORE, POLICY)) != []
+    assert list(stopped_compressing(full(3, dump=(100, 99), objects=(400, 390)), BEFORE, above)) == []
+    assert list(rewritten_log(increment(400, 240), snapshot(500, 100), above)) != []  # 240 are stored
+    above = POLICY.model_copy(update={"shrunk_from_bytes": 240 * MB + 1})
+    assert list(rewritten_log(increment(400, 240), snapshot(500, 100), above)) == []
+
 
 @pytest.mark.parametrize(
     ("log", "found"),
@@ -113,6 +121,10 @@ def test_many_objects_changed_at_once() -> None:
 
     assert not may_have_changed_many(increment(1, 1, objects=200, deleted=40), listing, [], POLICY)
     assert may_have_changed_many(increment(1, 1, objects=200, deleted=60), listing, [], POLICY)
+    few = listing.model_copy(update={"objects": listing.objects.model_copy(update={"objects": 99})})
+    assert not may_have_changed_many(increment(1, 1, objects=90, deleted=0), few, [], POLICY)
+    one_more = increment(1, 1, objects=1)
+    assert may_have_changed_many(increment(1, 1, objects=90, deleted=0), few, [one_more], POLICY)
     assert list(changed_many(240, 1000, [3, 5])) == []
     assert list(changed_many(300, 1000, [3, 5, 300])) != []
     assert list(changed_many(300, 1000, [290, 310])) == []  # every hour is like that

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from include.disaster import switches
 from include.disaster.plan import load_plan
-from include.disaster.site import switch_site, undo_switches
+from include.disaster.site import foresee_switch, is_active, switch_site, undo_switches
 from include.disaster.site_log import SiteBusy, SiteLog, active_site
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
@@ -274,6 +274,51 @@ def test_of_two_that_switch_at_once_one_loses_and_nothing_that_it_wrote_counts(
         second.append("asked", run="run-2", **said)
     for catalog in world.catalogs:
         assert list(SiteLog(PLAN, [catalog]).runs) == ["run-1"]
+
+
+SAID = {"site": "dr", "left": "home", "by": "ada", "approved_by": "", "because": "x", "run": "run-1"}
+
+
+@pytest.mark.requirement("R5.3")
+def test_while_a_run_stands_half_way_no_other_begins_and_no_site_is_settled(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    record = SiteLog(PLAN, world.catalogs)
+    record.append("asked", **SAID)
+    record.append("made", "pointer", **SAID)
+    assert active_site(PLAN, world.catalogs).site == "dr"
+    for site in ("home", "dr"):
+        with pytest.raises(SiteBusy, match="half-way"):
+            foresee_switch(PLAN, site, run="run-2", catalogs=world.catalogs, checkout=tmp_path, dns=world.zone)
+        assert not is_active(PLAN, site, run="run-2", catalogs=world.catalogs)
+    world.attempt("switch")
+    assert is_active(PLAN, "dr", run="run-2", catalogs=world.catalogs)
+    assert not is_active(PLAN, "dr", run="run-1", catalogs=world.catalogs)  # it is that run's own doing
+    assert not is_active(PLAN, "home", run="run-2", catalogs=world.catalogs)
+
+
+@pytest.mark.requirement("R5.3")
+def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    world.attempt("switch")
+    world.replica.now -= timedelta(days=1)
+    world.attempt("undo")
+    assert world.state() == BEGUN
+    moments = [entry.when for entry in SiteLog(PLAN, world.catalogs).entries]
+    assert moments == sorted(moments)
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_a_number_that_a_forged_entry_takes_is_passed_over(keyring: Keyring, tmp_path: Path) -> None:
+    """The other bucket tells more than the first, in which somebody put an entry of their own."""
+    world = World.make(keyring, tmp_path)
+    replica, primary = world.catalogs
+    SiteLog(PLAN, [replica, primary]).append("asked", **SAID)
+    SiteLog(PLAN, [primary]).append("made", "pointer", **SAID)
+    world.replica.objects[f"{PLAN.switches.pointer}000003.json"] = b"{}"
+    record = SiteLog(PLAN, [replica, primary])
+    record.ready_to_write()
+    assert record.append("begun", "service", **SAID).number == 4
+    assert [active_site(PLAN, [one]).site for one in (replica, primary)] == ["dr", "dr"]
 
 
 @pytest.mark.requirement("R5.3")

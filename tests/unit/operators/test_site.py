@@ -16,6 +16,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from include.disaster.plan import load_plan
 from include.operators.site import FindFailover, SwitchBack, SwitchSite
 from include.operators.step import ERROR
+from include.operators.validation import VALIDATIONS
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
 from include.sandbox.s3 import S3Server
 
@@ -35,14 +36,17 @@ Context = Callable[..., Any]
 @pytest.fixture
 def told() -> dict[str, Any]:
     """What tasks left: each one's XCom by its name, and the error of the last one that failed."""
-    return {"activate_plan": dict(ASKED), "approve": dict(YES)}
+    back = {"began": "2026-11-22T10:50:00+00:00", "ended": "2026-11-22T11:00:00+00:00", "well": True}
+    return {"activate_plan": dict(ASKED), "approve": dict(YES), "times of restore_from_backup": back} | {
+        task: {"checks": 9, "failed": 0, "began": "2026-11-22T11:00:01+00:00"} for task in VALIDATIONS
+    }
 
 
 @pytest.fixture
 def context(told: dict[str, Any]) -> Context:
     def make(asker: str = "ada", **form: str) -> Any:
-        def pull(task_ids: str) -> Any:
-            return told.get(task_ids)
+        def pull(task_ids: str, key: str = "") -> Any:
+            return told.get(f"{key} of {task_ids}" if key else task_ids)
 
         def push(key: str, value: Any) -> None:
             told[key] = value
@@ -149,3 +153,35 @@ def test_without_a_connection_to_either_copy_it_is_told_which_are_missing(
     with pytest.raises(AirflowFailException, match="no Airflow connection synapse_backups_replica"):
         SwitchSite(task_id="switch_site").execute(context())
     assert site() == BEFORE
+
+
+@pytest.mark.requirement("R5.2", "R5.3")
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, "looked at nothing"),
+        ({"checks": 0, "failed": 0, "began": "2026-11-22T11:00:01+00:00"}, "0 of 0 checks failed"),
+        ({"checks": 9, "failed": 1, "began": "2026-11-22T11:00:01+00:00"}, "1 of 9 checks failed"),
+        ({"checks": 9, "failed": 0, "began": "2026-11-22T10:59:59+00:00"}, "before what is there now"),
+    ],
+)
+def test_nothing_is_switched_to_what_was_only_marked_as_valid(
+    site: Callable[[], Any], context: Context, told: dict[str, Any], found: Any, words: str
+) -> None:
+    for task in VALIDATIONS:
+        well, told[task] = told[task], found
+        with pytest.raises(AirflowFailException, match=f"`{task}` has not found .*{words}"):
+            SwitchSite(task_id="switch_site").execute(context())
+        told[task] = well
+    assert site() == BEFORE
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_was_recovered_at_the_active_site_needs_no_switch(
+    site: Callable[[], Any], context: Context, told: dict[str, Any]
+) -> None:
+    SwitchSite(task_id="switch_site").execute(context())
+    told["activate_plan"] |= {"run": "20261123t000000000000", "scenario": "database_lost"}
+    with pytest.raises(AirflowSkipException, match="dr is the active site"):
+        SwitchSite(task_id="switch_site").execute(context())
+    assert site() == SWITCHED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,6 +122,16 @@ def test_the_button_leads_to_the_page_and_to_nothing_else_of_the_bucket(
         answer = client.get(other)
         assert answer.status_code == 404
         assert "secret" not in answer.text
+
+    # A region that is lost says nothing for minutes; whoever looks for the page of the other one does not wait for it.
+    here, never = bucket, Event()
+    lost: Any = SimpleNamespace(keys=lambda _: never.wait(60) and [])
+    copies = {"primary": lost, "replica": here}
+    monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda _, copy: copies[copy])
+    assert client.get(path).status_code == 200
+    assert not never.is_set()
+    never.set()
+    monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda *_: bucket)
 
     def away(*_: object) -> None:
         raise StoreError("The store is away.", mend="Wait.")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +15,8 @@ from include.pipeline.progress import Progress
 from include.pipeline.store import ObjectVersion
 from include.policy import load_policy
 from include.recovery.moments.history import ObjectHistory
-from include.recovery.moments.plan import ObjectsSource
+from include.recovery.moments.plan import ObjectsSource, RecoveryPlan, Skew
+from include.recovery.moments.restore import written_after
 from include.recovery.opened import OpenedBackup
 from include.repository.catalog import Catalog
 from include.repository.contents import object_changes, object_index
@@ -152,3 +155,16 @@ def test_of_a_second_that_two_backups_saw_the_later_one_is_right() -> None:
     second = Held(lines(objects_between(listing(history), at(5), at(9))), whole=False)
     found = history_of(cast("Catalog", None), 7, base, [first, second], [])
     assert [entry.version_id for entry in found.objects(COMPONENT)] == ["2"]
+
+
+@pytest.mark.requirement("R5.2", "R5.5")
+def test_only_what_no_backup_tells_of_was_written_after_the_last_one() -> None:
+    """Somebody deleted an object that the database names; another one was uploaded after the last backup."""
+    history = [(1, "uploads/a", False), (3, "uploads/a", True), (9, "uploads/c", False)]
+    base = Held(lines(objects_as_of(listing(history[:1]), at(2))), whole=True)
+    change = Held(lines(objects_between(listing(history[:2]), at(2), at(5))), whole=False)
+    found = history_of(cast("Catalog", None), 5, base, [change], [], named=frozenset({"uploads/a", "uploads/c"}))
+    assert list(found.objects(COMPONENT)) == []
+    for skew, unheld in ((timedelta(seconds=-1), ("uploads/c",)), (timedelta(), ()), (None, ())):
+        plan = SimpleNamespace(skew=Skew(skew, None))
+        assert written_after(cast("RecoveryPlan", plan), found, ["uploads/a", "uploads/c"]) == unheld
