@@ -28,6 +28,7 @@ from include.operators.disaster import (
     _told_of_site,
 )
 from include.operators.recovery import NotAllowedOver
+from include.operators.step import ERROR
 from include.recovery.moments.places import Places
 from include.recovery.validation.recovered import NothingExpected
 from include.sandbox.postgres import PostgresServer
@@ -142,6 +143,7 @@ def test_who_clears_an_old_failover_of_somebody_else_does_not_fail_over_alone(tm
     run.declared()
     with pytest.raises(NotAllowedOver, match="ada declared this failover on"):
         run.take(ApproveFailover(task_id="approve", subject="?"))
+    assert "ada declared" in run.left["approve", ERROR]["what"]  # for the mail
     run.left["approve", "return_value"] = YES
     with pytest.raises(AirflowFailException, match="more than 1 day ago"):
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
