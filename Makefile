@@ -20,7 +20,7 @@ env: .venv/.built ## the environment, in .venv
 	$(UV) pip install --quiet --python .venv/ministack/bin/python $(MINISTACK)
 	@touch $@
 
-demo: env ## back up a small Synapse, lose it, bring it back, and prove it equal
+demo: env ## back up a small Synapse, lose it, bring it back, prove it equal; then drill the loss of a region
 	$(BIN)/python -m include.sandbox.demo
 
 airflow: env ## Airflow over a small Synapse, to try, until Ctrl-C
@@ -37,7 +37,7 @@ gateway: env ## what is tested on the second S3 server, alone
 	  echo "There is no $$program. On Debian: apt-get install radosgw ceph-mon ceph-osd" >&2; exit 1; }; done
 	$(BIN)/python -m pytest -m "gateway and not soak" --override-ini addopts="-ra --strict-markers --import-mode=importlib"
 
-bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, on one server and one store; about half an hour
+bench: env .venv/awscli ## ours beside pg_dump, pgBackRest and the aws command, on one server and one store; a drill beside its forecast; about forty minutes
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.physical
 	$(BIN)/python -m benchmarks.replication

@@ -1,4 +1,4 @@
-"""The one base of every error this project raises on purpose."""
+"""The base of every error this project raises on purpose, and of those that trying again cannot mend."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class BackupError(Exception):
         super().__init__(f"{what} {mend}")
         self.what = what
         self.mend = mend
+
+
+class Hopeless(BackupError):
+    """What no other try can mend: somebody has to, first. A task that meets it fails at once."""

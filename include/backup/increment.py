@@ -28,7 +28,7 @@ from include.backup.wal_collection import (
     segments_on_server,
     wal_collection,
 )
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.pipeline.artifacts import ArtifactRefused
 from include.pipeline.progress import Progress
 from include.pipeline.sealing import StreamRefused
@@ -48,7 +48,7 @@ from include.sources.postgres.tools import find_tools
 log = logging.getLogger(__name__)
 
 
-class NeverKept(BackupError):
+class NeverKept(Hopeless):
     """A slot of which no window holds the log, though later ones are there: it was before the chain began."""
 
 

@@ -18,7 +18,7 @@ from include.backup.sample import Turn, restore_sample
 from include.backup.sizes import Sizes, shrunk
 from include.backup.start import start_snapshot
 from include.backup.window_proof import check_changes, check_log, misfits
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.pipeline.artifacts import ArtifactRefused
 from include.pipeline.keys import KeyringError
 from include.pipeline.progress import Progress
@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 Facts = dict[str, Any]
 
 
-class SizeSuspect(BackupError):
+class SizeSuspect(Hopeless):
     """A backup whose sizes do not fit what it was made from, or which is suddenly smaller than those before it."""
 
 

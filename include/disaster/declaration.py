@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from include.disaster.plan import COPIES, MODES, Copy, DisasterPlan, Mode, Scenario
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.recovery.moments.plan import NoTarget, Target
 
 LAST_GOOD = "last_good"
 """A target that has to be looked for: the newest point before anything looks wrong."""
 
 
-class NotDeclared(BackupError):
+class NotDeclared(Hopeless):
     """A disaster that nobody may mean: an unknown scenario, a copy that it is not recovered from, a moment to come."""
 
 

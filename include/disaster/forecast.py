@@ -1,14 +1,15 @@
 """How long a recovery will take today, by today's bytes and by how fast the last drills were (R5.4).
 
 Each phase has a cost of its own and a cost for how much there is. Both were measured on one machine; what the drills of
-an installation took says how much faster or slower it is, phase by phase. So the first drill makes the forecast true,
-and a week that grew shows in it before it shows on the worst day.
+an installation took says what they are there, phase by phase. So the first drill makes the forecast true, and a week
+that grew shows in it before it shows on the worst day.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, Self, get_args
@@ -40,6 +41,8 @@ _EMPTY_CLUSTER = 23_000_000
 _ROWS_IN_CLUSTER = 3
 """A cluster is so many times as large as the dumps of its rows: pages, indexes."""
 _PER_CENT = 100
+_DOUBT = 0.01
+"""A drill is a tenth off by chance, and a place e times as fast as another: the square of the one over the other."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,20 @@ class Cost:
         return self.fixed + self.unit * amount
 
 
-# Measured on two busy cores with PostgreSQL 18 and a store on the same machine; amounts are bytes, but for those of
-# `steps` and `service_health`, of which there is one, and of `application_state`, which are objects.
+# Measured by `benchmarks.drill` on two cores with PostgreSQL 18 and a store on the same machine; `steps` in Airflow.
+# Amounts are bytes, but for those of `steps` and `service_health`, of which there is one, and of `application_state`,
+# which are objects. Both validations import Great Expectations, side by side: that is most of their own seconds.
 COSTS: Mapping[Phase, Cost] = {
     "steps": Cost(30.0, 0.0),
-    "unpack": Cost(0.25, 1 / 250e6),
-    "replay": Cost(0.2, 1 / 100e6),
-    "copy": Cost(0.9, 1 / 40e6),
+    "unpack": Cost(0.3, 1 / 240e6),
+    "replay": Cost(0.1, 1 / 115e6),
+    "copy": Cost(0.6, 1 / 35e6),
     "restore": Cost(0.4, 1 / 45e6),
-    "objects": Cost(0.3, 1 / 18e6),
-    "configuration": Cost(0.1, 1 / 50e6),
-    "data_consistency": Cost(15.0, 1 / 40e6),
-    "application_state": Cost(15.0, 0.004),
-    "service_health": Cost(5.0, 0.0),
+    "objects": Cost(0.3, 1 / 17e6),
+    "configuration": Cost(0.35, 1 / 50e6),
+    "data_consistency": Cost(6.0, 1 / 28e6),
+    "application_state": Cost(5.5, 0.001),
+    "service_health": Cost(2.0, 0.0),
 }
 
 
@@ -81,25 +85,44 @@ class Measured:
 
 @dataclass(frozen=True)
 class Speeds:
-    """How many times as long as `COSTS` say each phase takes here; what no drill has measured is not among them."""
+    """What each phase costs here; what no drill has measured is not among them, and costs what `COSTS` say."""
 
-    factors: Mapping[str, float] = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
 
     @classmethod
     def measured(cls, records: Iterable[Measured]) -> Self:
         """By what drills took, all of them together; a phase that is none of `PHASES` is passed over."""
-        took: dict[str, float] = defaultdict(float)
-        expected: dict[str, float] = defaultdict(float)
+        found: dict[str, list[Measured]] = defaultdict(list)
         for record in records:
-            for phase in PHASES:
-                if record.phase == phase:
-                    took[phase] += record.seconds
-                    expected[phase] += COSTS[phase].of(record.amount)
-        return cls({phase: took[phase] / expected[phase] for phase in took if took[phase] > 0})
+            if record.phase in PHASES and record.seconds > 0:
+                found[record.phase].append(record)
+        return cls({phase: _fitted(COSTS[phase], found[phase]) for phase in PHASES if phase in found})
 
     def seconds(self, phase: Phase, amount: int) -> float:
         """What a phase will take."""
-        return COSTS[phase].of(amount) * self.factors.get(phase, 1.0)
+        return self.costs.get(phase, COSTS[phase]).of(amount)
+
+
+def _fitted(usual: Cost, records: Sequence[Measured]) -> Cost:
+    """Of the costs that explain what was measured, those that are the fewest times the usual ones, or a share of them.
+
+    A single drill cannot tell the two costs apart: the one that was more of its time takes more of the difference. So a
+    small drill, which is mostly what a phase costs by itself, does not say that a large one is as many times slower;
+    from drills of two sizes on both costs are measured.
+    """
+    return min((_scaled(usual, skew / 50, records) for skew in range(-200, 201)), key=lambda found: found[0])[1]
+
+
+def _scaled(usual: Cost, skew: float, records: Sequence[Measured]) -> tuple[float, Cost]:
+    """The best costs where that of a unit grew by exp(skew) more than the fixed one, and how far off they are.
+
+    Least squares of logarithms: of what the drills took over what the costs say, and of the costs over the usual ones.
+    """
+    skewed = Cost(usual.fixed, usual.unit * math.exp(skew))
+    off = [math.log(record.seconds / skewed.of(record.amount)) for record in records]
+    by = (sum(off) - _DOUBT * skew) / (len(off) + 2 * _DOUBT)
+    error = sum((each - by) ** 2 for each in off) + _DOUBT * (by**2 + (by + skew) ** 2)
+    return error, Cost(skewed.fixed * math.exp(by), skewed.unit * math.exp(by))
 
 
 @dataclass(frozen=True)
@@ -152,12 +175,12 @@ def forecast(way: RecoveryPlan | Manifest, speeds: Speeds) -> Forecast:
     """What a recovery along a plan, or from a full backup, will take with today's bytes."""
     how_much = amounts(way)
     seconds = {phase: speeds.seconds(phase, amount) for phase, amount in how_much.items()}
-    if isinstance(way, RecoveryPlan) and "unpack" in seconds and "unpack" not in speeds.factors:
+    if isinstance(way, RecoveryPlan) and "unpack" in seconds and "unpack" not in speeds.costs:
         # Nobody has measured the way from the store yet: it is no faster than the base was stored.
         stored = sum(one.stored_bytes for one in way.base.artifacts if _is_base(one.name))
         fetched = way.download_seconds * stored / max(way.download_bytes, 1)
         seconds["unpack"] = max(seconds["unpack"], fetched)
-    return Forecast(seconds, how_much, tuple(phase for phase in how_much if phase not in speeds.factors))
+    return Forecast(seconds, how_much, tuple(phase for phase in how_much if phase not in speeds.costs))
 
 
 def amounts(way: RecoveryPlan | Manifest) -> dict[Phase, int]:

@@ -18,7 +18,7 @@ from operator import attrgetter
 
 from include.backup.sizes import Sizes, shrunk
 from include.disaster.signs import changed_many, may_have_changed_many, rewritten_log, stopped_compressing
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.pipeline.progress import Progress
 from include.pipeline.store import ObjectMissing, ObjectVersion
 from include.policy import Policy
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 _TOLD = 3
 
 
-class NoneIsGood(BackupError):
+class NoneIsGood(Hopeless):
     """Every backup of a bucket is in doubt."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from include.disaster.plan import DisasterPlan
 from include.disaster.site_log import SWITCHES, ActiveSite, SiteBusy, SiteLog, SiteRun, active_site
 from include.disaster.switches import ChangedMeanwhile, EnvironmentFile, NotSwitched, ServiceName, Switch
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.repository.catalog import Catalog
 
 __all__ = [
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,99}", re.ASCII)  # it is in the name of a file
 
 
-class SwitchRefused(BackupError):
+class SwitchRefused(Hopeless):
     """A switch, or its undoing, that nobody can mean as things stand."""
 
 

@@ -15,7 +15,7 @@ from airflow.sdk import BaseHook
 from airflow.sdk.exceptions import AirflowNotFoundException
 from airflow.sdk.log import mask_secret
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.monitoring.notifications import Channel, MailServer
 from include.pipeline.store import STALL_LIMIT, Bucket
 from include.sources.configuration import Configuration
@@ -29,7 +29,7 @@ POSTGRES_PORT = 5432
 SMTPS_PORT, SUBMISSION_PORT = 465, 587
 
 
-class ConnectionUnusable(BackupError):
+class ConnectionUnusable(Hopeless):
     """An Airflow connection that is missing, or lacks what it is for."""
 
 

@@ -13,10 +13,11 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import BaseOperator, TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.errors import BackupError, Hopeless
 from include.operators import validation
 from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
-from include.operators.step import ERROR, Facts, Step, hopeless
+from include.operators.step import ERROR, Facts, Step
 from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from include.disaster.forecast import Speeds
     from include.disaster.history import Drill, Looked, Phase, StepTime
     from include.disaster.plan import DisasterPlan
-    from include.errors import BackupError
     from include.monitoring.messages import Notification
     from include.operators.run import Surroundings
     from include.pipeline.store import Bucket
@@ -123,12 +123,11 @@ class ActivatePlan(DisasterStep):
     def _turn(self, here: Surroundings, plan: DisasterPlan, wanted: str) -> tuple[str, str]:
         """Whose turn it is, as far as the buckets that answer tell; of one copy, where the form names it."""
         from include.disaster.history import next_drill, read_drills  # noqa: PLC0415
-        from include.errors import BackupError  # noqa: PLC0415
 
         drills: dict[str, Drill] = {}
         for copy in ("replica", "primary"):
             try:
-                drills |= {drill.home: drill for drill in read_drills([_copy(here, copy)])}
+                drills |= {drill.run: drill for drill in read_drills([_copy(here, copy)])}
             except BackupError as failure:
                 self.log.warning("The %s does not tell its drills: %s", copy, failure.what)
         return next_drill(plan, sorted(drills.values(), key=lambda drill: drill.declared), wanted)
@@ -385,7 +384,6 @@ class ReportDrill(Teller):
 
     def _take(self, context: Context) -> Facts:
         from include.disaster.history import store_drill  # noqa: PLC0415
-        from include.errors import BackupError  # noqa: PLC0415
         from include.operators.run import Surroundings  # noqa: PLC0415
 
         here = Surroundings(scratch_root=self.scratch_root)
@@ -400,7 +398,7 @@ class ReportDrill(Teller):
                 for line in drill.lines():
                     self.log.info("%s", line)
         except BackupError as error:
-            if context["ti"].try_number <= context["ti"].max_tries and not isinstance(error, hopeless()):
+            if context["ti"].try_number <= context["ti"].max_tries and not isinstance(error, Hopeless):
                 raise  # it is tried again, and told then
             unkept = error  # the copy that it came from may be what is lost: that is told all the same
         told = self.tell(here.policy, partial(self._words, context, drill, unkept))
@@ -532,8 +530,6 @@ _PARTS = {"database": "database", "objects": "objects", "configuration": "commit
 
 def _require_parts(facts: Facts, parts: Sequence[str]) -> None:
     """Raise `BackupError` naming what was to come back and did not: nothing would look at what is not there."""
-    from include.errors import BackupError  # noqa: PLC0415
-
     if lacking := [part for part in parts if facts.get(_PARTS[part]) is None]:
         raise BackupError(
             f"It was restored, and without {' and '.join(lacking)}, which the scenario brings back.",
@@ -544,7 +540,6 @@ def _require_parts(facts: Facts, parts: Sequence[str]) -> None:
 def _active(here: Surroundings, plan: DisasterPlan, declared: Declaration) -> str:
     """The site that is active; empty where no bucket that answers tells."""
     from include.disaster.site import active_site  # noqa: PLC0415
-    from include.errors import BackupError  # noqa: PLC0415
     from include.operators.site import catalogs  # noqa: PLC0415
 
     try:
@@ -568,7 +563,6 @@ def _told_of_site(plan: DisasterPlan, declared: Declaration, active: str) -> Ite
     """What whoever approves has to know of the site: whether it is the active one, and whether a database is there."""
     import psycopg  # noqa: PLC0415
 
-    from include.errors import BackupError  # noqa: PLC0415
     from include.operators import connections  # noqa: PLC0415
     from include.recovery.scratch import APPLICATION  # noqa: PLC0415
 

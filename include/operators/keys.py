@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from airflow.sdk import TriggerRule
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
 
@@ -28,7 +28,7 @@ CHECK, MAKE, RETIRE = "check", "new_keys", "retire"
 Store = Literal["primary", "replica"]
 
 
-class OtherKeyring(BackupError):
+class OtherKeyring(Hopeless):
     """A worker whose keyring file is not the one that was rotated."""
 
 

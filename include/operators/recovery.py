@@ -11,7 +11,7 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
 from include.operators.validation import VALIDATIONS, Restored, in_words
@@ -28,7 +28,7 @@ EVERYTHING, LIVE, SCRATCH = "everything", "live", "scratch"
 SELECT, LOCATE, APPROVE, RESTORE = "select_timestamp", "locate_backup", "approve", "restore_data"
 
 
-class NotAllowedOver(BackupError):
+class NotAllowedOver(Hopeless):
     """A recovery over what is live that was not asked for, not approved, or approved by who asked."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.repository.layout import BackupId, BackupType
 from include.repository.manifest import Slot
 
@@ -15,7 +15,7 @@ SLOTTED = frozenset({"scheduled", "backfill"})
 """The run types that stand for a slot; any other (manual, triggered by something) is a backup of its own."""
 
 
-class NoSlot(BackupError):
+class NoSlot(Hopeless):
     """A scheduled run without a data interval."""
 
 

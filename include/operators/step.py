@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +59,7 @@ class Step(BaseOperator):
             self.log.error("WHAT HAPPENED: %s", error.what)
             self.log.error("HOW TO MEND IT: %s", error.mend)
             context["ti"].xcom_push(key=ERROR, value={"what": error.what, "mend": error.mend})
-            if isinstance(error, hopeless()):
+            if isinstance(error, Hopeless):
                 raise AirflowFailException(str(error)) from error
             raise
 
@@ -104,60 +104,3 @@ def _adopted() -> type[BackupError]:
     from include.backup.adoption import Adopted  # noqa: PLC0415
 
     return Adopted
-
-
-def hopeless() -> tuple[type[BackupError], ...]:
-    """Errors that no other try can mend. Looked up only when one was raised: their modules are the engine.
-
-    `ExceptionRetryPolicy` would say the same declaratively, but it imports what it names when the DAG file is read.
-    """
-    from include.backup.checks.check import NotReady  # noqa: PLC0415
-    from include.backup.increment import NeverKept  # noqa: PLC0415
-    from include.backup.verify import SizeSuspect  # noqa: PLC0415
-    from include.disaster.site import SwitchRefused  # noqa: PLC0415
-    from include.operators.connections import ConnectionUnusable  # noqa: PLC0415
-    from include.operators.keys import OtherKeyring  # noqa: PLC0415
-    from include.operators.recovery import NotAllowedOver  # noqa: PLC0415
-    from include.operators.slots import NoSlot  # noqa: PLC0415
-    from include.pipeline.keyring_file import KeyringFixed  # noqa: PLC0415
-    from include.pipeline.keys import KeyringError  # noqa: PLC0415
-    from include.pipeline.kms import NotAKmsKey  # noqa: PLC0415
-    from include.policy import PolicyError  # noqa: PLC0415
-    from include.recovery.moments.plan import NoTarget, Unreachable  # noqa: PLC0415
-    from include.recovery.validation.validation import NotValid  # noqa: PLC0415
-    from include.repository.chain import ClusterChanged, NoBase, OldPrimary, ServerBehind  # noqa: PLC0415
-    from include.repository.expiry import CatalogShrank, NotDeleted  # noqa: PLC0415
-    from include.repository.ledger import GapDeclared  # noqa: PLC0415
-    from include.repository.manifest import ManifestRefused  # noqa: PLC0415
-    from include.repository.rotation import NotRotated, NotWrapped, StillNeeded  # noqa: PLC0415
-    from include.sources.postgres.tools import ToolsMissing  # noqa: PLC0415
-
-    return (
-        NotReady,
-        NoTarget,
-        NotAllowedOver,
-        Unreachable,
-        CatalogShrank,
-        ClusterChanged,
-        GapDeclared,
-        NeverKept,
-        NoBase,
-        OldPrimary,
-        ServerBehind,
-        SizeSuspect,
-        ConnectionUnusable,
-        NoSlot,
-        NotDeleted,
-        KeyringError,
-        KeyringFixed,
-        NotAKmsKey,
-        NotRotated,
-        NotWrapped,
-        NotValid,
-        StillNeeded,
-        SwitchRefused,
-        OtherKeyring,
-        PolicyError,
-        ManifestRefused,
-        ToolsMissing,
-    )

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
@@ -19,7 +19,7 @@ class KeyringBusy(BackupError):
     """Somebody else is changing the keyring file at this moment."""
 
 
-class KeyringFixed(BackupError):
+class KeyringFixed(Hopeless):
     """The keyring file may be read here, and not replaced."""
 
 

@@ -26,7 +26,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.pipeline.canonical import canonical_json
 from include.pipeline.keyring_file import create_file
 from include.pipeline.kms import KmsKey, Sessions, session_of_environment
@@ -37,7 +37,7 @@ KEYRING_VARIABLE = "BACKUP_KEYRING"
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class KeyringError(BackupError):
+class KeyringError(Hopeless):
     """The keyring cannot be read, is open to others, or lacks a key."""
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 
 if TYPE_CHECKING:
     import boto3
@@ -42,7 +42,7 @@ class KmsUnavailable(BackupError):
     """KMS does not answer for a key, or does not let these credentials use it."""
 
 
-class NotAKmsKey(BackupError):
+class NotAKmsKey(Hopeless):
     """Text that names no KMS key."""
 
 

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.policy.model import Place
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -37,7 +37,7 @@ class Problem:
     mend: str
 
 
-class DocumentError(BackupError):
+class DocumentError(Hopeless):
     """The file is refused; `problems` holds every reason, `file` the file that has them.
 
     `called` is what such a file is, `environment` the variable that names one, `default` the one that ships.

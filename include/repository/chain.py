@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.repository.ledger import Gap
 from include.repository.lsn import Lsn
 from include.repository.manifest import Manifest, moment_text
 from include.repository.timelines import TimelineHistory
 
 
-class NoBase(BackupError):
+class NoBase(Hopeless):
     """There is nothing that an increment could stand on."""
 
 
-class ClusterChanged(BackupError):
+class ClusterChanged(Hopeless):
     """The server is another cluster than the one that was backed up: somebody re-initialised it, or the connection."""
 
 
-class OldPrimary(BackupError):
+class OldPrimary(Hopeless):
     """The server was left behind by a failover, or is a copy that went its own way: its log is not the chain's."""
 
 
-class ServerBehind(BackupError):
+class ServerBehind(Hopeless):
     """The server's log ends before what is already backed up of it."""
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from itertools import islice
 from typing import Any
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.pipeline.store import Bucket, NotAllowed, ObjectVersion
 from include.policy import Policy
 from include.repository.catalog import Catalog, oldest
@@ -54,11 +54,11 @@ _LOOSE = (WAL, _SESSION_KEYS, LEDGER, READING, RETENTION_RUNS)
 """What belongs to no one backup, in the order in which it is deleted: log before the keys that open it."""
 
 
-class CatalogShrank(BackupError):
+class CatalogShrank(Hopeless):
     """A bucket that lacks backups or holds which the last run saw: nothing is deleted by such a listing."""
 
 
-class NotDeleted(BackupError):
+class NotDeleted(Hopeless):
     """What was to be deleted and could not be: no permission, or locked for longer than the policy bears."""
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, model_validator
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, ObjectExists
 from include.policy import Policy
@@ -34,7 +34,7 @@ class GapRefused(BackupError):
     """A declared gap that is not genuine: who may only write into the bucket must not make recovery stop."""
 
 
-class GapDeclared(BackupError):
+class GapDeclared(Hopeless):
     """WAL is gone for good: the chain has a gap, which is written down. Nothing restores a moment within it."""
 
     def __init__(self, gap: Gap) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from pydantic import AwareDatetime
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 from include.pipeline.artifacts import ArtifactPlace, Segment, Written
 from include.pipeline.sealing import Measure
 from include.repository.layout import PACKS, BackupId, BackupType
@@ -15,7 +15,7 @@ from include.repository.lsn import LsnField
 from include.repository.signed import Frozen, SignedDocument
 
 
-class ManifestRefused(BackupError):
+class ManifestRefused(Hopeless):
     """A manifest that is not genuine, or not one this version reads."""
 
 

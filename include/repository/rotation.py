@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.pipeline.keyring_file import held, replace_file
 from include.pipeline.keys import (
     LONG_AGO,
@@ -50,15 +50,15 @@ _STAMPED = re.compile(r"[a-z]+-(\d{8})-")
 T = TypeVar("T")
 
 
-class NotWrapped(BackupError):
+class NotWrapped(Hopeless):
     """Data keys that could not be given another wrap, or whose wrap does not open."""
 
 
-class NotRotated(BackupError):
+class NotRotated(Hopeless):
     """Keys that cannot be made as they were asked for."""
 
 
-class StillNeeded(BackupError):
+class StillNeeded(Hopeless):
     """A key that something needs: it stays."""
 
 

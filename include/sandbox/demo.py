@@ -1,4 +1,7 @@
-"""`make demo`: back up a small Synapse that lives on, lose all of it, and bring back a moment between two writes."""
+"""`make demo`: back up a small Synapse that lives on, lose all of it, and bring back a moment between two writes.
+
+Then the whole region is lost, and a drill brings everything back in the second one.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +24,26 @@ from include.errors import BackupError
 from include.repository.layout import BackupType
 from include.repository.manifest import Manifest
 from include.sandbox.airflow import AirflowClient, AirflowServices
+from include.sandbox.drill import DISASTER_RECOVERY, RUN_WITHIN, drill_region_lost, lose_region, run_failed, told
 from include.sandbox.fingerprint import Fingerprint
 from include.sandbox.installation import Installation
 from include.sandbox.life import Life
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.stage import installed, out, stage, step
 
-RUN_WITHIN = 240.0
 TRANSACTIONS = 200
 """What the application does between two backups."""
 
 
 def main() -> int:
-    """Run the demo; 0 when everything came back equal, 1 when not, 130 when interrupted. Nothing of it stays behind."""
+    """Run the demo; 0 when all came back equal and the drill passed, 1 when not, 130 when interrupted.
+
+    Nothing of it stays behind.
+    """
     began = time.monotonic()
     try:
         with stage("demo") as directory, installed(directory) as installation:
-            equal = _run(directory, installation)
+            good = _run(directory, installation)
     except KeyboardInterrupt:
         out.print("\nInterrupted: the servers are stopped.")
         return 130
@@ -45,7 +51,7 @@ def main() -> int:
         out.print(f"\n[bold red]The demo failed.[/] {failure}")
         return 1
     out.print(f"\nThe demo took {time.monotonic() - began:.0f} s, and removed everything it made.")
-    return 0 if equal else 1
+    return 0 if good else 1
 
 
 def _run(directory: Path, installation: Installation) -> bool:
@@ -57,6 +63,20 @@ def _run(directory: Path, installation: Installation) -> bool:
         with step("An accident: messages deleted, files overwritten"):
             _spoil(installation)
         _back_up(client, "incremental_backup", by_hand=True)
+        equal = _lose_and_restore(installation, moment, before)
+        _live(installation)
+        _back_up(client, "incremental_backup", by_hand=True)
+        with step("Losing the region: its store and its database are killed"):
+            lose_region(installation)
+        with step(f"Running the DAG {DISASTER_RECOVERY}, from the second region alone"):
+            drill = drill_region_lost(client, installation)
+    out.print()
+    for part in told(installation, drill):
+        out.print(part)
+    return equal and drill.passed
+
+
+def _lose_and_restore(installation: Installation, moment: datetime, before: Fingerprint) -> bool:
     with step("Losing everything: the database, every object, the configuration"):
         installation.synapse.destroy()
     with step(f"Bringing back {moment.isoformat()}, before the accident, with the break-glass command line"):
@@ -71,6 +91,7 @@ def _run(directory: Path, installation: Installation) -> bool:
     out.print(_proof_table(before, after, restored))
     for difference in before.difference(after):
         out.print(f"[red]not equal[/]: {difference}")
+    out.print()
     return before == after
 
 
@@ -86,8 +107,12 @@ def _airflow(directory: Path, installation: Installation) -> Iterator[AirflowCli
         mailbox = running.enter_context(Mailbox(directory / "mails"))
         services = AirflowServices(
             directory / "airflow",
-            metadata=installation.postgres.superuser.with_database("airflow"),
-            connections={**installation.connections(), "synapse_notifications": mailbox.connection()},
+            metadata=installation.dr_postgres.superuser.with_database("airflow"),  # it outlives the first region
+            connections={
+                **installation.connections(),
+                **installation.drill_connections(),
+                "synapse_notifications": mailbox.connection(),
+            },
             variables=installation.variables(),
         )
         with step("Starting Airflow"):
@@ -100,19 +125,12 @@ def _back_up(client: AirflowClient, *dags: str, by_hand: bool = False) -> None:
     with step(f"Running the DAG {' and the DAG '.join(dags)}"):
         runs = {}
         for dag in dags:
-            if by_hand:
-                runs[dag] = client.trigger(dag)
-            else:
-                client.unpause(dag)
-                runs[dag] = client.wait_for_run(dag, "scheduled", within=60.0)
+            client.unpause(dag)
+            runs[dag] = client.trigger(dag) if by_hand else client.wait_for_run(dag, "scheduled", within=60.0)
         for dag, run in runs.items():
-            if (state := client.wait(dag, run, within=RUN_WITHIN)) != "success":
-                failed = [name for name, task in client.task_states(dag, run).items() if task == "failed"]
-                raise BackupError(
-                    f"The run {run} of {dag} ended as {state}; failed: {', '.join(failed)}.\n"
-                    + "\n".join(client.log(dag, run, name)[-3000:] for name in failed[:1]),
-                    mend="The demo's servers are stopped; run it again.",
-                )
+            if client.wait(dag, run, within=RUN_WITHIN) != "success":
+                raise run_failed(client, dag, run)
+            client.pause(dag)  # an hour that begins while there is nothing to back up begins no run
 
 
 def _live(installation: Installation) -> None:

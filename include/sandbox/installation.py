@@ -32,7 +32,7 @@ from include.sources.postgres.login import DatabaseLogin
 GRANTS = Path(postgres_source.__file__).with_name("grants.sql")
 POLL_SECONDS, SETTLED_WITHIN = 0.05, 10.0
 FILES, BACKUPS, REPLICA, RECOVERED = "synapse-files", "synapse-backups", "synapse-backups-dr", "synapse-recovered"
-DR_FILES = "synapse-files-dr"
+DR_FILES, DR_RECOVERED = "synapse-files-dr", "synapse-recovered-dr"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Installation:
 
     postgres: PostgresServer
     primary: S3Server | CephGateway
-    replica: S3Server
+    replica: S3Server | CephGateway
     synapse: Synapse
     login: DatabaseLogin
     """The application's own."""
@@ -64,7 +64,7 @@ class Installation:
         *,
         postgres: PostgresServer,
         primary: S3Server | CephGateway,
-        replica: S3Server,
+        replica: S3Server | CephGateway,
         suffix: str = "",
         scale: float = 1.0,
         dr_postgres: PostgresServer | None = None,
@@ -104,7 +104,8 @@ class Installation:
             dr_files=replica.create_bucket(DR_FILES + suffix),
             dr_configuration=directory / "configuration-dr",
         )
-        made.name_home()
+        if isinstance(replica, S3Server):  # Ceph's gateway has no Route 53 beside it
+            made.name_home()
         made.settle()
         return made
 
@@ -193,6 +194,23 @@ class Installation:
             "synapse_dr_objects": _aws(self.replica, self.dr_files),
             "synapse_dr_configuration": {"conn_type": "git", "host": str(self.dr_configuration)},
             "synapse_dns": _aws(self.replica),
+        }
+
+    def drill_connections(self) -> dict[str, dict[str, object]]:
+        """The places of a drill in the second region, in the stead of those of the first: made when this is called.
+
+        A login of `dr_postgres` that may create databases and nothing else, and a bucket beside the replica.
+        """
+        login = replace(self.dr_postgres.superuser, user="synapse_drill", password=secrets.token_urlsafe(24))
+        with self.dr_postgres.superuser.connect(application_name="sandbox", autocommit=True) as session:
+            session.execute(
+                sql.SQL("CREATE ROLE {} LOGIN CREATEDB PASSWORD {}").format(
+                    sql.Identifier(login.user), sql.Literal(login.password)
+                )
+            )
+        return {
+            "synapse_database_scratch": _postgres(login),
+            "synapse_recovery_objects": _aws(self.replica, self.replica.create_bucket(DR_RECOVERED)),
         }
 
     def variables(self) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,8 @@ from include.sandbox.server import Account, LocalServer
 from include.sources.postgres.login import DatabaseLogin, DatabaseUnreachable
 
 UNPRIVILEGED_USER = "nobody"
+MEMORY_LINE, IPC_RMID = 6, 0
+"""Where `postmaster.pid` names the shared memory (key and id), and how `sys/ipc.h` calls its removal."""
 SYSTEM_INSTALLATIONS = (
     "/usr/lib/postgresql/{}",
     "/usr/pgsql-{}",
@@ -70,6 +73,13 @@ class PostgresServer(LocalServer):
         """The login of another role of this server."""
         return DatabaseLogin(host="127.0.0.1", port=self.port, user=user, password=password, dbname=dbname)
 
+    def crash(self) -> None:
+        """As a power cut, which empties memory: what SIGKILL leaves there of the server goes too."""
+        killed = self.running
+        super().crash()
+        if killed:
+            self._free_memory()
+
     def stop_at_once(self) -> None:
         """PostgreSQL's "immediate" shutdown: all ends in the middle of what it does, and the next start recovers."""
         os.kill(self.pid, signal.SIGQUIT)
@@ -117,6 +127,13 @@ class PostgresServer(LocalServer):
                 raise BackupError(f"initdb failed: {self._log_tail()}", mend=f"See {self.log}.")
         finally:
             self.crash()
+
+    def _free_memory(self) -> None:
+        """Remove the shared memory by which a postmaster knows its data directory (System V's, named in its file)."""
+        noted = self.data / "postmaster.pid"
+        lines = noted.read_text().splitlines() if noted.exists() else []
+        if len(lines) > MEMORY_LINE and (words := lines[MEMORY_LINE].split()):
+            ctypes.CDLL(None).shmctl(int(words[-1]), IPC_RMID, None)
 
     def _leave_root(self) -> None:
         """PostgreSQL refuses to run as root, and initdb wants a user that has a name: run as `nobody`."""

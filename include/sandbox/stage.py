@@ -16,6 +16,9 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.server import terminated_like_interrupted
 
+MORTAL = {"dynamic_shared_memory_type": "mmap"}
+"""A server that is killed leaves what it shared in its own directory, and not in the machine's memory."""
+
 out = Console(highlight=False)
 
 
@@ -36,7 +39,7 @@ def installed(directory: Path) -> Iterator[Installation]:
     """Two S3 regions, PostgreSQL in each, and a seeded Synapse in the first; the second site is empty."""
     with ExitStack() as servers:
         with step("Starting two regions: PostgreSQL and S3 in each"):
-            postgres = servers.enter_context(PostgresServer(directory / "postgres"))
+            postgres = servers.enter_context(PostgresServer(directory / "postgres", settings=MORTAL))
             elsewhere = servers.enter_context(PostgresServer(directory / "postgres-dr"))
             primary = servers.enter_context(S3Server(directory / "s3-primary", region="eu-west-1"))
             replica = servers.enter_context(S3Server(directory / "s3-replica", region="us-east-1"))

@@ -98,11 +98,19 @@ def test_postgres_keeps_what_was_committed_over_a_crash(sandbox_directory: Path)
         with server.superuser.connect(application_name="test") as connection:
             connection.execute("CREATE TABLE kept AS SELECT 42 AS answer")
         processes = family(server)
+        memory = (server.data / "postmaster.pid").read_text().splitlines()[6].split()[1]
+        assert memory in shared_memory()
         server.crash()
         assert survivors(processes) == []
+        assert memory not in shared_memory()
         server.restart()
         assert ask(server.superuser, "SELECT answer FROM kept") == 42
         assert "was not properly shut down" in server.log.read_text()
+
+
+def shared_memory() -> set[str]:
+    """The ids of System V's shared memory on this machine."""
+    return {line.split()[1] for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]}
 
 
 def test_postgres_refuses_a_directory_in_use(sandbox_directory: Path, postgres18: PostgresServer) -> None:

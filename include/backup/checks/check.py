@@ -11,7 +11,7 @@ from typing import Any, Literal
 import psycopg
 from botocore.exceptions import BotoCoreError, ClientError
 
-from include.errors import BackupError
+from include.errors import BackupError, Hopeless
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ Verdict = Literal["ok", "warning", "failed"]
 SUBJECTS_AT_ONCE = 8
 
 
-class NotReady(BackupError):
+class NotReady(Hopeless):
     """Something that a backup needs is not as it must be."""
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Self, get_args
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.recovery.cluster.target import StopAt
 from include.recovery.moments.reach import LogFile, base_of
 from include.repository.layout import BackupId, named_by
@@ -23,11 +23,11 @@ _RESTORE_POINT = re.compile(r"(?P<id>.+)\.(?P<attempt>[0-9a-f]{16})(?:\.\d+)?", 
 _WORDS = "latest, a moment with its offset (2026-11-22T10:37:12+00:00), a backup's id, or a restore point's name"
 
 
-class NoTarget(BackupError):
+class NoTarget(Hopeless):
     """Text that names no moment that a recovery could aim at."""
 
 
-class Unreachable(BackupError):
+class Unreachable(Hopeless):
     """A moment that cannot be recovered. `before` and `after` are the nearest ones that can."""
 
     def __init__(self, what: str, *, mend: str, before: datetime | None = None, after: datetime | None = None) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from include.errors import BackupError
+from include.errors import Hopeless
 from include.sources.postgres.inventory import Inventory
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ EXPECTED = "expected.json"
 """What a restore leaves in its run's directory for the validations."""
 
 
-class NothingExpected(BackupError):
+class NothingExpected(Hopeless):
     """Nobody wrote down what should have come back, or not here."""
 
 

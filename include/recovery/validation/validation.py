@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal, Self, get_args
 
-from include.errors import BackupError
+from include.errors import Hopeless
 
 Kind = Literal["data_consistency", "application_state", "service_health"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _TOLD = 5
 
 
-class NotValid(BackupError):
+class NotValid(Hopeless):
     """Something that came back is not what it should be."""
 
 

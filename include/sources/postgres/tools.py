@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import overload
 
-from include.errors import BackupError
+from include.errors import Hopeless
 
 _PACKAGED = (
     "/usr/lib/postgresql/*/bin",  # Debian and Ubuntu; Alpine's are on PATH
@@ -30,7 +30,7 @@ _NEEDED = ("pg_dump", "pg_dumpall", "pg_restore", "psql")
 _VERSION_SECONDS = 10
 
 
-class ToolsMissing(BackupError):
+class ToolsMissing(Hopeless):
     """No usable PostgreSQL tools; the message names what was found instead."""
 
 
