@@ -17,7 +17,7 @@ from include.errors import BackupError, Hopeless
 from include.operators import validation
 from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
-from include.operators.step import Facts, Step
+from include.operators.step import ERROR, Facts, Step
 from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
@@ -218,7 +218,11 @@ class ApproveFailover(ApprovalOperator):
         """Wait for the answer, without a worker; raises `AirflowSkipException` in a drill."""
         if told_declaration(context).drill:
             raise AirflowSkipException("A drill touches nothing that is live: nobody has to approve.")
-        _require_recent(context)
+        try:
+            _require_recent(context)
+        except NotAllowedOver as refused:
+            context["ti"].xcom_push(key=ERROR, value={"what": refused.what, "mend": refused.mend})
+            raise
         context["ti"].xcom_push(key=ASKED, value=_planned(context))
         return super().execute(context)
 

@@ -307,6 +307,16 @@ def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring
     assert moments == sorted(moments)
 
 
+@pytest.mark.requirement("R5.3")
+def test_what_was_there_before_a_switch_is_what_was_found_first(keyring: Keyring, tmp_path: Path) -> None:
+    """A try that was thought dead looks once more, when the other one has switched already."""
+    record = SiteLog(PLAN, World.make(keyring, tmp_path).catalogs)
+    record.append("asked", **SAID)
+    for found in ("home", "dr"):
+        record.append("begun", "service", found, **SAID)
+    assert record.runs["run-1"].before == {"service": "home"}
+
+
 @pytest.mark.requirement("R5.3", "R7.3")
 def test_a_number_that_a_forged_entry_takes_is_passed_over(keyring: Keyring, tmp_path: Path) -> None:
     """The other bucket tells more than the first, in which somebody put an entry of their own."""
