@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
-from airflow.sdk import BaseOperator, TriggerRule
+from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import BackupError, Hopeless
 from include.operators import validation
+from include.operators.copies import catalogs
 from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import ERROR, Facts, Step
+from include.operators.timed import TIMES, Timed
 from include.operators.validation import VALIDATIONS, Restored
 
 if TYPE_CHECKING:
@@ -50,23 +52,6 @@ _DECLARED_WITHIN = timedelta(days=1)
 """How long a failover that failed can be cleared, and go on."""
 ASKED = "asked"
 """The XCom in which `approve` says which plan it shows."""
-TIMES = "times"
-"""The XCom in which a step says when it began and ended, however it ended."""
-
-
-class Timed(BaseOperator):
-    """Leaves behind when the step began and ended, and whether well: RTO is measured, not assumed (R5.4)."""
-
-    def execute(self, context: Context) -> Any:
-        """Take the step."""
-        began, well = datetime.now(UTC), False
-        try:
-            told = super().execute(context)
-            well = True
-        finally:
-            times = {"began": began.isoformat(), "ended": datetime.now(UTC).isoformat(), "well": well}
-            context["ti"].xcom_push(key=TIMES, value=times)
-        return told
 
 
 class DisasterStep(Timed, Step):
@@ -540,7 +525,6 @@ def _require_parts(facts: Facts, parts: Sequence[str]) -> None:
 def _active(here: Surroundings, plan: DisasterPlan, declared: Declaration) -> str:
     """The site that is active; empty where no bucket that answers tells."""
     from include.disaster.site import active_site  # noqa: PLC0415
-    from include.operators.site import catalogs  # noqa: PLC0415
 
     try:
         return active_site(plan, catalogs(here, declared.copy)).site

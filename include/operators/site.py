@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from datetime import UTC, timedelta
+from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
-from include.operators.disaster import RESTORE, TIMES, Timed
+from include.operators.copies import catalogs, reachable
 from include.operators.recovery import NotAllowedOver, require_approval
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
+from include.operators.timed import TIMES, Timed
 from include.operators.validation import VALIDATIONS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from include.disaster.plan import Copy
     from include.monitoring.messages import Notification
-    from include.operators.run import Surroundings
-    from include.repository.catalog import Catalog
 
-log = logging.getLogger(__name__)
-
-ACTIVATE, FIND, SWITCH_BACK = "activate_plan", "find_failover", "switch_back"
+ACTIVATE, RESTORE = "activate_plan", "restore_from_backup"
+FIND, SWITCH_BACK = "find_failover", "switch_back"
 DRILL = "drill"
-OTHER_ANSWERS_WITHIN = timedelta(minutes=1)
-"""How long the copy that is not needed may keep a failover waiting."""
 
 
 class SwitchSite(Timed, Step):
@@ -182,36 +176,3 @@ def _require_validated(context: Context) -> None:
             mend=f"Clear `{task}`. To go to what is there all the same, two people by name: "
             "`python -m include.cli site switch`.",
         )
-
-
-def catalogs(here: Surroundings, copy: Copy) -> list[Catalog]:
-    """The copy's bucket first, which has to answer; then the other one, where there is a connection to it."""
-    others = [catalog for other, catalog in reachable(here).items() if other != copy]
-    return [here.catalog if copy == "primary" else here.replica, *others]
-
-
-def reachable(here: Surroundings) -> dict[Copy, Catalog]:
-    """Each copy that there is a connection to. With a region lost, that may be gone, too.
-
-    Nobody waits long for a bucket that does not answer. Raises `ConnectionUnusable` when there is no connection at all.
-    """
-    from include.disaster.plan import COPIES  # noqa: PLC0415
-    from include.operators import connections  # noqa: PLC0415
-    from include.repository.catalog import Catalog  # noqa: PLC0415
-
-    found: dict[Copy, Catalog] = {}
-    missing: connections.ConnectionUnusable | None = None
-    for copy in COPIES:
-        place = getattr(here.policy.storage, copy)
-        try:
-            bucket = connections.bucket(
-                place.connection, name=place.bucket, region=place.region, stall_limit=OTHER_ANSWERS_WITHIN
-            )
-        except connections.ConnectionUnusable as unusable:
-            missing = unusable
-            log.warning("The %s is not asked: %s", copy, unusable.what)
-        else:
-            found[copy] = Catalog(bucket, here.keyring)
-    if not found and missing:
-        raise missing
-    return found
