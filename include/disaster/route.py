@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from include.errors import BackupError
 from include.policy import Policy
 from include.recovery.moments.places import Places
 from include.recovery.moments.plan import EVERYTHING, NoTarget, RecoveryPlan, Target, Unreachable, What, iso
 from include.recovery.moments.planning import plan_recovery, reopen
 from include.recovery.moments.steps import restore_to
+from include.recovery.scratch import APPLICATION
 from include.recovery.whole import restore_backup
 from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.leases import reading
 from include.repository.manifest import Manifest, ManifestRefused
+
+
+class SiteBusy(BackupError):
+    """A site to which somebody else recovers at the same time."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,33 @@ def reopen_route(document: dict[str, Any], catalog: Catalog, policy: Policy) -> 
 
 
 def go(route: Route, catalog: Catalog, policy: Policy, *, places: Places, scratch: Path) -> dict[str, Any]:
-    """Bring everything back along the route; `scratch` keeps what must be there. Raises what stopped it."""
-    if route.recovery is not None:
-        return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch)
-    assert route.full is not None  # noqa: S101
-    with reading(catalog, [route.full.id], policy, what="disaster recovery"):
-        return restore_backup(route.full, catalog, policy, places=places, scratch=scratch)
+    """Bring everything back along the route; `scratch` keeps what must be there. Raises what stopped it.
+
+    To the places of a site one at a time: raises `SiteBusy` while another recovery writes to them.
+    """
+    with _alone(places):
+        if route.recovery is not None:
+            return restore_to(route.recovery, catalog, policy, places=places, scratch=scratch)
+        assert route.full is not None  # noqa: S101
+        with reading(catalog, [route.full.id], policy, what="disaster recovery"):
+            return restore_backup(route.full, catalog, policy, places=places, scratch=scratch)
+
+
+@contextmanager
+def _alone(places: Places) -> Iterator[None]:
+    """Nobody else recovers to the same database of the same server: by a lock that dies with its session."""
+    if not places.live or places.server is None:
+        yield
+        return
+    with places.server.connect(application_name=APPLICATION, autocommit=True) as session:
+        asked = [f"synapse-backups recovery to {places.database}"]
+        (free,) = session.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", asked).fetchone() or (False,)
+        if not free:
+            raise SiteBusy(
+                f"Another recovery writes to {places.database} on {places.server.host}:{places.server.port} now.",
+                mend="Wait for it, or end it; then clear this task. Two at once would leave nobody knows whose data.",
+            )
+        yield
 
 
 def _newest_full(catalog: Catalog, target: Target) -> Manifest | None:

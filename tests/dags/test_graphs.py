@@ -19,7 +19,7 @@ from include.policy import load_policy
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
-IMPORT_LIMIT = 0.5
+IMPORT_LIMIT = 0.7  # seconds of the processor; a quarter where it is idle, and twice that on a shared core
 # Run in a process of its own: Airflow configures itself, and the logging of whoever imports it, when it is imported.
 DESCRIBE = """
 import json, sys
@@ -56,7 +56,7 @@ from airflow.sdk import DAG, BaseOperator, CronDataIntervalTimetable, Param, Tas
 from airflow.sdk.exceptions import AirflowFailException
 import airflow.sdk.definitions.taskgroup, pydantic
 import airflow.providers.standard.operators.hitl
-for path in sys.argv[1:] * 3:
+for path in sys.argv[1:] * 5:
     if os.fork():
         os.wait()
         continue
@@ -236,7 +236,7 @@ def test_a_file_is_read_fast_and_without_the_engine(tmp_path: Path) -> None:
     files = sorted(map(str, DAGS.glob("*.py")))
     lines = [line for line in run_python(MEASURE, *files, home=tmp_path).splitlines() if line.startswith("MEASURED ")]
     measured = [json.loads(line.removeprefix("MEASURED ")) for line in lines]
-    assert len(measured) == 3 * len(files)
+    assert len(measured) == 5 * len(files)
     for file in files:
         assert min(seconds for path, seconds, _ in measured if path == file) < IMPORT_LIMIT, file
     loaded = {module for _, _, modules in measured for module in modules}

@@ -11,9 +11,10 @@ import pytest
 from include.backup.full import make_full_backup
 from include.backup.snapshot import make_snapshot
 from include.disaster.isolation import drill_places, erase
-from include.disaster.route import go, plan_route, reopen_route
+from include.disaster.route import Route, SiteBusy, go, plan_route, reopen_route
 from include.pipeline.store import Bucket
 from include.policy import load_policy
+from include.recovery.moments.places import Places
 from include.recovery.moments.plan import Target, Unreachable
 from include.recovery.validation.recovered import EXPECTED, Expected
 from include.repository.catalog import Catalog
@@ -65,6 +66,22 @@ def test_a_full_backup_comes_back_whole_to_the_places_of_a_drill(
     assert written.commit == manifest.consistency_point.configuration_commit
     assert expected.stat().st_mode & 0o777 == 0o600
     erase(places, tmp_path)
+
+
+@pytest.mark.requirement("R5.3")
+def test_two_recoveries_never_write_to_one_site_at_once(
+    installation: Installation, catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    route = Route(full=manifest)
+    superuser = installation.postgres.superuser
+    places = Places(superuser, "synapse_site", None, "", None, (), live=True, run="20261122t000000000000")
+    with superuser.connect(application_name="the other recovery", autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended('synapse-backups recovery to synapse_site', 0))")
+        with pytest.raises(SiteBusy, match="synapse_site on"):
+            go(route, catalog, POLICY, places=places, scratch=tmp_path / "scratch")
+    assert go(route, catalog, POLICY, places=places, scratch=tmp_path / "scratch")["database"] == "synapse_site"
+    with superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute("DROP DATABASE synapse_site")
 
 
 @pytest.mark.requirement("R5.3")
