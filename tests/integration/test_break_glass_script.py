@@ -42,7 +42,12 @@ def installation(
     directory.mkdir()
     directory.chmod(0o711)
     made = Installation.make(
-        directory, postgres=postgres18, primary=s3_primary, replica=s3_replica, suffix="-break-glass", scale=SCALE
+        directory,
+        postgres=postgres18,
+        primary=s3_primary,
+        replica=s3_replica,
+        suffix="-break-glass-script",
+        scale=SCALE,
     )
     scratch = directory / "scratch"
     scratch.mkdir(mode=0o711)
