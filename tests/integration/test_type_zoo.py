@@ -377,7 +377,7 @@ def policy_with(directory: Path, components: Mapping[str, list[str]]) -> Policy:
     document["barrier"]["backoff"] = "100 ms"
     document["barrier"]["tries"] = 20
     file = directory / "policy.yaml"
-    file.write_text(yaml.safe_dump(document, allow_unicode=True))
+    file.write_text(yaml.safe_dump(document, allow_unicode=True, sort_keys=False))  # requests have an order
     return load_policy(file)
 
 

@@ -33,7 +33,6 @@ def made(**changed: Any) -> Drill:
         "target": "latest",
         "failed": DECLARED,
         "declared": DECLARED,
-        "written": DECLARED + timedelta(minutes=4),
         "reaches": DECLARED - timedelta(minutes=6),
         "files_as_of": DECLARED - timedelta(minutes=5),
         "healthy": DECLARED + timedelta(minutes=3),
