@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 DEMO = [sys.executable, "-u", "-m", "include.sandbox.demo"]
-LONGEST = 420
+LONGEST = 560
 
 
 @pytest.fixture
