@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -191,6 +192,19 @@ class AirflowServices:
         if done.returncode:
             raise BackupError(f"airflow {' '.join(arguments)}: {done.stdout}", mend="Mend what it says.")
         return done.stdout
+
+    def wait_until_asked(self, dag_id: str, run_id: str, task_id: str = "approve", *, within: float) -> None:
+        """Wait until a task asks a person, and the scheduler has noted that its process is over.
+
+        Whoever answers within that second is quicker than any person: the scheduler then takes the answered task for
+        one that died.
+        """
+        self.client().wait_for_task(dag_id, run_id, task_id, {"awaiting_input"}, within=within)
+        noted = re.compile(rf"Received executor event with state success.*{task_id}.*{re.escape(run_id)}")
+        [scheduler] = [part for part in self._others if isinstance(part, Scheduler)]
+        for _ in polls(within, f"the scheduler to note that {task_id} of {run_id} waits"):
+            if noted.search(scheduler.log.read_text(errors="replace")):
+                return
 
     def pids(self) -> dict[str, int]:
         """The process id of each part, by its command's name. Raises `BackupError` when one does not run."""

@@ -57,7 +57,9 @@ class Disaster:
 
     def must_end_well(self, run: str, dag: str = DAG) -> None:
         """Wait for a run to be green."""
-        assert self.client.wait(dag, run, within=RUN_WITHIN) == "success", self.explain(run, dag)
+        assert self.client.wait(dag, run, within=RUN_WITHIN) == "success", (
+            f"{self.client.task_states(dag, run)}\n{self.explain(run, dag)}"
+        )
 
     def explain(self, run: str, dag: str = DAG) -> str:
         """The errors in the log of each failed task."""
@@ -280,19 +282,19 @@ def test_a_failover_waits_for_somebody_else_is_resumed_where_it_failed_and_undon
     approver = on.services.client(APPROVER)
     asked = {"mode": "failover", "scenario": "region_lost", "site": "dr"}
     run = on.declare(**asked)
-    on.client.wait_for_task(DAG, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(DAG, run, within=RUN_WITHIN)
     on.client.answer(DAG, run, "approve", "Approve")
     assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
     assert "somebody else has to" in on.explain(run)
     assert on.record(run).reaches is None
 
     run = on.declare(**asked)
-    on.client.wait_for_task(DAG, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(DAG, run, within=RUN_WITHIN)
     approver.answer(DAG, run, "approve", "Approve")
     assert on.client.wait(DAG, run, within=RUN_WITHIN) == "failed"
     states = on.client.task_states(DAG, run)
     looked = (states["check_service_health"], states["switch_site"])
-    assert looked == ("success", "failed"), on.explain(run)  # drills may not switch
+    assert looked == ("success", "failed"), f"{states}\n{on.explain(run)}"  # drills may not switch
     assert active(on) == "home.synapse.example"
 
     allow(s3_replica, SWITCHES.replace("BUCKET", on.installation.replica_backups), name="switches")
@@ -306,7 +308,7 @@ def test_a_failover_waits_for_somebody_else_is_resumed_where_it_failed_and_undon
 
     on.client.unpause(UNDO)
     undone = on.client.trigger(UNDO, conf={"because": "the first region is back"})
-    on.client.wait_for_task(UNDO, undone, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(UNDO, undone, within=RUN_WITHIN)
     approver.answer(UNDO, undone, "approve", "Approve")
     on.must_end_well(undone, UNDO)
     assert active(on) == "home.synapse.example"

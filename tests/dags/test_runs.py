@@ -555,21 +555,21 @@ def test_what_is_live_is_replaced_only_when_somebody_else_approves(on: Running) 
 
     live = {"where": "live", "replace_live": True, "what": "configuration"}
     run = on.client.trigger(RECOVERY, conf=live)
-    on.client.wait_for_task(RECOVERY, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(RECOVERY, run, within=RUN_WITHIN)
     on.client.answer(RECOVERY, run, "approve", "Approve")
     assert on.client.wait(RECOVERY, run, within=RUN_WITHIN) == "failed"
     assert "somebody else has to" in on.explain(run, RECOVERY)
     assert on.client.tasks(RECOVERY, run)["restore_data"]["try_number"] == 1
 
     run = on.client.trigger(RECOVERY, conf=live)
-    on.client.wait_for_task(RECOVERY, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(RECOVERY, run, within=RUN_WITHIN)
     on.services.client(APPROVER).answer(RECOVERY, run, "approve", "Approve")
     on.must_end_well(RECOVERY, run)
     checkout = on.synapse.configuration
     assert list(checkout.parent.glob(f"{checkout.name}_replaced_*"))
 
     run = on.client.trigger(RECOVERY, conf=live)
-    on.client.wait_for_task(RECOVERY, run, "approve", {"awaiting_input"}, within=RUN_WITHIN)
+    on.services.wait_until_asked(RECOVERY, run, within=RUN_WITHIN)
     on.services.client(APPROVER).answer(RECOVERY, run, "approve", "Reject")
     assert on.client.wait(RECOVERY, run, within=RUN_WITHIN) == "failed"
     states = on.client.task_states(RECOVERY, run)
