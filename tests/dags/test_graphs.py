@@ -19,7 +19,9 @@ from include.policy import load_policy
 BACKUPS = ["full_backup", "incremental_backup", "snapshot_backup"]
 ROOT = Path(__file__).parents[2]
 DAGS = ROOT / "dags"
-IMPORT_LIMIT = 0.7  # seconds of the processor; a quarter where it is idle, and twice that on a shared core
+IMPORT_LIMIT = 0.5
+IMPORT_SHARE = 0.4
+"""Seconds of the processor; or, where others are at work on it, so much of what Airflow's own modules took before."""
 # Run in a process of its own: Airflow configures itself, and the logging of whoever imports it, when it is imported.
 DESCRIBE = """
 import json, sys
@@ -51,11 +53,13 @@ print(json.dumps({
 # child of its own, which has no module but Airflow's.
 MEASURE = """
 import importlib.util, json, os, sys, time
+began = time.process_time()
 import airflow.sdk
 from airflow.sdk import DAG, BaseOperator, CronDataIntervalTimetable, Param, TaskGroup, TriggerRule
 from airflow.sdk.exceptions import AirflowFailException
 import airflow.sdk.definitions.taskgroup, pydantic
 import airflow.providers.standard.operators.hitl
+airflows = time.process_time() - began
 for path in sys.argv[1:] * 5:
     if os.fork():
         os.wait()
@@ -65,7 +69,7 @@ for path in sys.argv[1:] * 5:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     seconds = time.process_time() - before
     modules = sorted({name.partition(".")[0] for name in set(sys.modules) - known})
-    print("MEASURED", json.dumps([path, seconds, modules]), flush=True)
+    print("MEASURED", json.dumps([path, seconds / airflows, seconds, modules]), flush=True)
     os._exit(0)
 """
 
@@ -238,8 +242,9 @@ def test_a_file_is_read_fast_and_without_the_engine(tmp_path: Path) -> None:
     measured = [json.loads(line.removeprefix("MEASURED ")) for line in lines]
     assert len(measured) == 5 * len(files)
     for file in files:
-        assert min(seconds for path, seconds, _ in measured if path == file) < IMPORT_LIMIT, file
-    loaded = {module for _, _, modules in measured for module in modules}
+        share, seconds = min((share, seconds) for path, share, seconds, _ in measured if path == file)
+        assert seconds < IMPORT_LIMIT or share < IMPORT_SHARE, (file, share, seconds)
+    loaded = {module for *_, modules in measured for module in modules}
     assert not {"boto3", "botocore", "psycopg", "psycopg2", "cryptography", "pandas"} & loaded
 
 
