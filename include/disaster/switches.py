@@ -6,7 +6,6 @@ either what was there before, or what it made. Anything else was made by somebod
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from include.disaster.plan import ServiceRecord
 from include.disaster.site_log import SwitchName
 from include.errors import BackupError
+from include.pipeline.disk import sync_directory
 
 if TYPE_CHECKING:
     import boto3
@@ -153,14 +153,14 @@ class EnvironmentFile:
         with suppress(FileExistsError):
             os.link(beside, self._kept)
         beside.unlink()
-        _sync(self._kept.parent)
+        sync_directory(self._kept.parent)
 
     def _replace(self, now: bytes, wanted: bytes) -> None:
         if now != wanted:
             there = self._path.stat()
             beside = self._write(wanted, mode=stat.S_IMODE(there.st_mode), owner=(there.st_uid, there.st_gid))
             beside.replace(self._path)
-            _sync(self._path.parent)
+            sync_directory(self._path.parent)
         if self._path.read_bytes() != wanted:
             raise self._changed("Then again.")
 
@@ -331,14 +331,3 @@ def _told_one(record: Mapping[str, Any]) -> str:
 
 def _value(kind: str, value: str) -> str:
     return _absolute(value) if kind == "CNAME" else value
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems sync no directory
-            raise
-    finally:
-        os.close(descriptor)

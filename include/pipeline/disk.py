@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -18,3 +20,15 @@ def free_bytes(directory: Path) -> int:
 def existing(directory: Path) -> Path:
     """The directory, or the nearest one above it that is there."""
     return next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory last, as `fsync` makes a file's content."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems sync no directory
+            raise
+    finally:
+        os.close(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from include.errors import BackupError, Hopeless
+from include.pipeline.disk import sync_directory
 
 _MOUNTS = Path("/proc/self/mountinfo")
 
@@ -32,7 +32,7 @@ def create_file(path: Path, content: bytes) -> None:
     except OSError:
         path.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 @contextmanager
@@ -71,9 +71,9 @@ def replace_file(path: Path, content: bytes, *, now: datetime) -> Path:
     try:
         _write(copy, path.read_bytes(), owner=before)
         _write(beside, content, owner=before)
-        _sync(path.parent)
+        sync_directory(path.parent)
         beside.replace(path)
-        _sync(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         with suppress(OSError):
             beside.unlink()
@@ -115,17 +115,6 @@ def _write(path: Path, content: bytes, *, owner: os.stat_result | None = None) -
         file.write(content)
         file.flush()
         os.fsync(descriptor)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems sync no directory
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _beside(path: Path) -> Path:
