@@ -12,18 +12,17 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from psycopg import sql
+import psycopg
 
 from include.errors import BackupError
 from include.recovery.moments.places import Places
-from include.recovery.scratch import APPLICATION
+from include.recovery.scratch import APPLICATION, drop_database
 
 if TYPE_CHECKING:
     from include.pipeline.store import Bucket, ObjectVersion
@@ -166,24 +165,16 @@ def _attempt(remove: Callable[[], str], gone: list[str], stays: list[str]) -> No
 
 
 def _drop(server: DatabaseLogin, name: str) -> str:
-    import psycopg  # noqa: PLC0415 - a quarter of a second
-
     with server.connect(application_name=APPLICATION, autocommit=True) as session:
-        if session.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-            return ""
-        drop = sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name))
         try:
-            # Without FORCE, which may not end an autovacuum: PostgreSQL then sends that away by itself, and waits.
-            with suppress(psycopg.errors.ObjectInUse):
-                session.execute(drop)
-            # With it, because an application that was started on it may not have let go yet.
-            session.execute(drop + sql.SQL(" WITH (FORCE)"))
+            # An application that was started on it may not have let go yet.
+            there = drop_database(session, name)
         except psycopg.Error as error:
             raise NotErased(
                 f"the database {name} ({error.diag.message_primary or type(error).__name__})",
                 mend="End whoever is connected to it, and clear the task.",
             ) from None
-    return f"the database {name}"
+    return f"the database {name}" if there else ""
 
 
 def _empty(bucket: Bucket, prefix: str) -> str:

@@ -25,7 +25,7 @@ from include.recovery.dump_script import IDENTIFIER, statements, subject, withou
 from include.recovery.pg_restore import PgRestore
 from include.recovery.post_data import Turns, in_turn, indexes_of, upgrading
 from include.recovery.replacement import swap_databases
-from include.recovery.scratch import mark
+from include.recovery.scratch import drop_database, mark
 from include.recovery.selection import (
     ALWAYS_LEFT_OUT,
     FOREIGN_KEY,
@@ -520,9 +520,12 @@ class _Restore:
     def _drop(self) -> None:
         """Remove the scratch database. When that fails too, its name says what it is, and the reaper finds it."""
         try:
-            self._execute([f"DROP DATABASE IF EXISTS {_quoted(self._scratch_name)} WITH (FORCE)"])
-        except BackupError as failure:
-            log.warning("The scratch database %s could not be dropped: %s", self._scratch_name, failure)
+            with self._server.connect(application_name=APPLICATION, autocommit=True) as session:
+                session.execute("SET client_encoding = 'UTF8'")
+                drop_database(session, self._scratch_name)
+        except (BackupError, psycopg.Error) as failure:
+            told = failure.diag.message_primary if isinstance(failure, psycopg.Error) else failure
+            log.warning("The scratch database %s could not be dropped: %s", self._scratch_name, told)
 
 
 def _rows_of(content: TableContent | None) -> int:

@@ -18,6 +18,8 @@ from psycopg import sql
 from include.errors import BackupError
 
 if TYPE_CHECKING:
+    from psycopg import Connection
+
     from include.sources.postgres.login import DatabaseLogin
 
 APPLICATION = "synapse-backups"
@@ -28,6 +30,11 @@ _FIND = """
         CASE WHEN has_database_privilege(oid, 'CONNECT') THEN pg_database_size(oid) ELSE 0 END,
         EXISTS (SELECT FROM pg_stat_activity WHERE datid = pg_database.oid)
     FROM pg_database WHERE starts_with(datname, 'restore_') ORDER BY datname
+"""
+# A background process, such as an autovacuum worker, has no user.
+_END = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = %s AND usesysid IS NOT NULL AND pid <> pg_backend_pid()
 """
 
 
@@ -76,6 +83,21 @@ def drop_scratch(login: DatabaseLogin, database: ScratchDatabase) -> None:
                 f"The scratch database {database.name} could not be dropped: {error.diag.message_primary}.",
                 mend=f"As its owner or a superuser: DROP DATABASE {database.name}.",
             ) from None
+
+
+def drop_database(session: Connection, name: str) -> bool:
+    """Drop a database with whoever is in it; returns whether it was there. Raises `psycopg.Error` when it is refused.
+
+    Its owner may. `WITH (FORCE)` is refused to whoever is no superuser while an autovacuum worker is in it, which is
+    nobody's process; a plain `DROP DATABASE` sends that away by itself, and waits for whoever is leaving.
+    """
+    if session.execute("SELECT FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
+        return False
+    session.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+    session.execute(_END, [name])
+    session.execute(_END, [name])
+    session.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
+    return True
 
 
 def _made(comment: str | None) -> datetime | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from psycopg import sql
+from psycopg import Connection, sql
 
 from include.disaster.isolation import NotErased, directory, drill_places, erase, leftovers, remove, stamp
 from include.pipeline.store import Bucket
@@ -86,6 +88,47 @@ def test_a_drill_leaves_nothing_and_another_one_is_not_touched(
     assert left(other, looked_at, tmp_path) == before
     assert list(looked_at.keys("recovered/")) == ["recovered/somebody's"]
     assert erase(one, tmp_path) == []
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_database_goes_with_who_is_in_it_and_the_autovacuum_that_came_by(
+    postgres18: PostgresServer, login: DatabaseLogin, tmp_path: Path
+) -> None:
+    places = drill_places(stamp(NOW + timedelta(seconds=2)), server=login, bucket=None, root=tmp_path)
+    with (
+        postgres18.superuser.connect(application_name="test", autocommit=True) as superuser,
+        often_vacuumed(superuser),
+        login.connect(application_name="test", autocommit=True) as session,
+    ):
+        session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(str(places.database))))
+        with login.with_database(str(places.database)).connect(
+            application_name="a forgotten application", autocommit=True
+        ) as forgotten:
+            forgotten.execute(SLOWLY_VACUUMED)
+            forgotten.execute("UPDATE t SET a = a + 1")
+            vacuumed = "SELECT FROM pg_stat_activity WHERE query LIKE 'autovacuum: VACUUM%%' AND datname = %s"
+            deadline = time.monotonic() + 60
+            while superuser.execute(vacuumed, [places.database]).fetchone() is None:
+                assert time.monotonic() < deadline, "no autovacuum came by"
+            assert erase(places, tmp_path) == [f"the database {places.database}"]
+            assert erase(places, tmp_path) == []
+
+
+SLOWLY_VACUUMED = """
+    CREATE TABLE t WITH (
+        autovacuum_vacuum_threshold = 1, autovacuum_vacuum_scale_factor = 0,
+        autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1
+    ) AS SELECT a, repeat('x', 1000) FROM generate_series(1, 5000) a
+"""
+
+
+@contextmanager
+def often_vacuumed(superuser: Connection) -> Iterator[None]:
+    superuser.execute("ALTER SYSTEM SET autovacuum_naptime = '1s'")
+    superuser.execute("SELECT pg_reload_conf()")
+    yield
+    superuser.execute("ALTER SYSTEM RESET autovacuum_naptime")
+    superuser.execute("SELECT pg_reload_conf()")
 
 
 @pytest.mark.requirement("R5.3")
