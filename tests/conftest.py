@@ -42,16 +42,35 @@ def sandbox_directory() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres18(sandbox_directory: Path) -> Iterator[PostgresServer]:
+def shared() -> list[PostgresServer]:
+    """The servers that several modules use, as they are started."""
+    return []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays(shared: list[PostgresServer]) -> Iterator[None]:
+    """A module leaves no database on a shared server: which module comes next there is chance."""
+    yield
+    for server in shared:
+        with server.superuser.connect(application_name="test") as session:
+            named = session.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
+        stay = sorted(name for (name,) in named if name != "postgres" and not name.startswith("airflow"))
+        assert stay == []
+
+
+@pytest.fixture(scope="session")
+def postgres18(sandbox_directory: Path, shared: list[PostgresServer]) -> Iterator[PostgresServer]:
     """PostgreSQL 18, from the embedded wheel."""
     with PostgresServer(sandbox_directory / "postgres18", major=18, durable=False) as server:
+        shared.append(server)
         yield server
 
 
 @pytest.fixture(scope="session")
-def postgres15(sandbox_directory: Path) -> Iterator[PostgresServer]:
+def postgres15(sandbox_directory: Path, shared: list[PostgresServer]) -> Iterator[PostgresServer]:
     """PostgreSQL 15, Debian's (the packages `postgresql-15` and `postgresql-contrib`)."""
     with PostgresServer(sandbox_directory / "postgres15", major=15, durable=False) as server:
+        shared.append(server)
         yield server
 
 

@@ -90,7 +90,7 @@ class Disaster:
 
 
 @pytest.fixture(scope="module")
-def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server) -> Iterator[Disaster]:
+def on(sandbox_directory: Path, s3_replica: S3Server) -> Iterator[Disaster]:
     """A Synapse backed up to two regions, whose first region and database are killed."""
     home = sandbox_directory / "disaster"
     home.mkdir(mode=0o711)
@@ -99,6 +99,7 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         primary = S3Server(home / "s3-primary", region="eu-west-1")
         stack.enter_context(lost)
         stack.enter_context(primary)
+        second = stack.enter_context(PostgresServer(home / "postgres-dr", major=18, durable=False))
         installation = Installation.make(
             home,
             postgres=lost,
@@ -106,11 +107,11 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
             replica=s3_replica,
             suffix="-disaster",
             scale=SCALE,
-            dr_postgres=postgres18,
+            dr_postgres=second,
         )
         back_up(installation, home)
         recovered = s3_replica.create_bucket(f"{RECOVERED}-disaster")
-        drill = drill_login(postgres18)
+        drill = drill_login(second)
         lost.crash()
         primary.crash()
         mailbox = stack.enter_context(Mailbox(home / "mails"))
@@ -125,13 +126,13 @@ def on(sandbox_directory: Path, postgres18: PostgresServer, s3_replica: S3Server
         }
         services = AirflowServices(
             home / "airflow",
-            metadata=postgres18.superuser.with_database("airflow_disaster"),
+            metadata=second.superuser.with_database("airflow_disaster"),
             connections=connections,
             variables=installation.variables(),
             triggerer=True,
         )
         stack.enter_context(services)
-        yield Disaster(installation, services, services.client(), mailbox, postgres18, recovered, connections)
+        yield Disaster(installation, services, services.client(), mailbox, second, recovered, connections)
 
 
 def drill_user(store: S3Server, backups: str, recovered: str) -> Callable[[str], dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,19 +119,21 @@ def test_who_approves_is_told_what_is_at_the_site(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, active: str, words: str
 ) -> None:
     declared = declare(PLAN, mode="failover", scenario="region_lost", site="dr", run="r", declared=NOW, by="ada")
-    lines = "\n".join(_told_of_site(PLAN, declared, active))
+    name = f"told_of_{secrets.token_hex(4)}"
+    sites = PLAN.sites | {"dr": PLAN.sites["dr"].model_copy(update={"database": name})}
+    plan = PLAN.model_copy(update={"sites": sites})
+    lines = "\n".join(_told_of_site(plan, declared, active))
     assert words in lines
     assert "does not answer: There is no Airflow connection" in lines
     login = postgres18.superuser
     connection = {"conn_type": "postgres", "host": login.host, "port": login.port, "schema": "postgres"}
     connection |= {"login": login.user, "password": login.password}
     monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(connection))
-    name = PLAN.sites["dr"].database
-    assert f"has no database {name}" in "\n".join(_told_of_site(PLAN, declared, active))
+    assert f"has no database {name}" in "\n".join(_told_of_site(plan, declared, active))
     with login.connect(application_name="test", autocommit=True) as session:
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
-            assert f"a database {name} LIVES there" in "\n".join(_told_of_site(PLAN, declared, active))
+            assert f"a database {name} LIVES there" in "\n".join(_told_of_site(plan, declared, active))
         finally:
             session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
