@@ -18,18 +18,16 @@ from include.disaster.declaration import declare
 from include.disaster.plan import TASKS, load_plan
 from include.errors import BackupError
 from include.monitoring.messages import Notification
+from include.operators.approval import SHOWN, NotAllowedOver
 from include.operators.disaster import (
-    ASKED,
-    TIMES,
     ActivatePlan,
-    ApproveFailover,
     CheckServiceHealth,
-    ReportDrill,
     RestoreFromBackup,
-    _told_of_site,
 )
-from include.operators.recovery import NotAllowedOver
+from include.operators.drill_report import ReportDrill
+from include.operators.failover import ApproveFailover, told_of_site
 from include.operators.step import ERROR
+from include.operators.timed import TIMES
 from include.recovery.moments.places import Places
 from include.sandbox.postgres import PostgresServer
 
@@ -69,7 +67,7 @@ class Run:
     def take(self, operator: Any) -> Any:
         """Carry out one of its tasks."""
         self.task = operator.task_id
-        run = SimpleNamespace(run_after=NOW, start_date=NOW, triggering_user_name="ada")
+        run = SimpleNamespace(run_after=self.when, start_date=self.when, triggering_user_name="ada")
         return operator.execute({"ti": self, "dag_run": run, "params": self.params})
 
 
@@ -84,13 +82,13 @@ def test_in_earnest_nobody_may_mean_whatever_is_drilled_next(tmp_path: Path) -> 
 def test_a_plan_that_was_made_after_the_approval_is_not_approved(tmp_path: Path) -> None:
     run = Run("failover", site="dr")
     run.when = datetime.now(UTC) - timedelta(hours=23)
-    run.declared().left["plan_recovery", TIMES] = {"ended": "10:05"}
+    run.declared().left["plan_recovery", "return_value"] = {"words": "to 10:05"}
     with pytest.raises(Exception):  # noqa: B017 - it asks a person, of whom there is none
-        run.take(ApproveFailover(task_id="approve", subject="?"))
-    assert run.left["approve", ASKED] == {"ended": "10:05"}
+        run.take(ApproveFailover(task_id="approve", shows="plan_recovery", subject="?"))
+    assert run.left["approve", SHOWN]
     run.left["approve", "return_value"] = YES
-    run.left["plan_recovery", TIMES] = {"ended": "10:07"}
-    with pytest.raises(AirflowFailException, match="made again after bob had approved"):
+    run.left["plan_recovery", "return_value"] = {"words": "to 10:07"}
+    with pytest.raises(AirflowFailException, match="`plan_recovery` tells is not what bob has approved"):
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
 
 
@@ -103,7 +101,9 @@ def test_a_site_that_became_active_after_the_approval_is_not_replaced(
     run.when = datetime.now(UTC)
     run.declared().left["approve", "return_value"] = YES
     run.left["plan_recovery", "return_value"] = {"active": told}
-    monkeypatch.setattr("include.operators.disaster._active", lambda *_: now)
+    with pytest.raises(Exception):  # noqa: B017 - it asks a person, of whom there is none
+        run.take(ApproveFailover(task_id="approve", shows="plan_recovery", subject="?"))
+    monkeypatch.setattr("include.operators.failover.told_active", lambda *_: now)
     monkeypatch.setattr("include.operators.disaster.places_of", lambda *_: 1 / 0)  # as far as it comes
     restore = RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path))
     with pytest.raises(AirflowFailException if refused else ZeroDivisionError) as caught:
@@ -122,18 +122,18 @@ def test_who_approves_is_told_what_is_at_the_site(
     name = f"told_of_{secrets.token_hex(4)}"
     sites = PLAN.sites | {"dr": PLAN.sites["dr"].model_copy(update={"database": name})}
     plan = PLAN.model_copy(update={"sites": sites})
-    lines = "\n".join(_told_of_site(plan, declared, active))
+    lines = "\n".join(told_of_site(plan, declared, active))
     assert words in lines
     assert "does not answer: There is no Airflow connection" in lines
     login = postgres18.superuser
     connection = {"conn_type": "postgres", "host": login.host, "port": login.port, "schema": "postgres"}
     connection |= {"login": login.user, "password": login.password}
     monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(connection))
-    assert f"has no database {name}" in "\n".join(_told_of_site(plan, declared, active))
+    assert f"has no database {name}" in "\n".join(told_of_site(plan, declared, active))
     with login.connect(application_name="test", autocommit=True) as session:
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
-            assert f"a database {name} LIVES there" in "\n".join(_told_of_site(plan, declared, active))
+            assert f"a database {name} LIVES there" in "\n".join(told_of_site(plan, declared, active))
         finally:
             session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
@@ -143,9 +143,9 @@ def test_who_clears_an_old_failover_of_somebody_else_does_not_fail_over_alone(tm
     run = Run("failover", site="dr")
     run.when = datetime.now(UTC) - timedelta(hours=25)
     run.declared()
-    with pytest.raises(NotAllowedOver, match="ada declared this failover on"):
-        run.take(ApproveFailover(task_id="approve", subject="?"))
-    assert "ada declared" in run.left["approve", ERROR]["what"]  # for the mail
+    with pytest.raises(NotAllowedOver, match="ada asked for this run on"):
+        run.take(ApproveFailover(task_id="approve", shows="plan_recovery", subject="?"))
+    assert "ada asked" in run.left["approve", ERROR]["what"]  # for the mail
     run.left["approve", "return_value"] = YES
     with pytest.raises(AirflowFailException, match="more than 1 day ago"):
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
@@ -183,8 +183,8 @@ def test_a_report_believes_no_mark_and_tells_people_also_where_nothing_can_be_ke
     told: list[Notification] = []
     monkeypatch.setattr(ReportDrill, "tell", lambda self, policy, words: told.append(words()) or {})
     monkeypatch.setattr(ReportDrill, "_looked", lambda *_: [])
-    monkeypatch.setattr("include.operators.disaster._copy", lambda *_: SimpleNamespace(bucket=None, keyring=None))
-    monkeypatch.setattr("include.operators.disaster.links_of", lambda *_: {})
+    monkeypatch.setattr("include.operators.drill_report.copy_of", lambda *_: SimpleNamespace(bucket=None, keyring=None))
+    monkeypatch.setattr("include.operators.drill_report.links_of", lambda *_: {})
     kept: list[history.Drill] = []
     monkeypatch.setattr(history, "store_drill", lambda bucket, keyring, drill: kept.append(drill) or drill.home)
     run = Run().declared()
@@ -250,4 +250,4 @@ def test_a_drill_never_goes_into_a_bucket_that_is_used_in_earnest(
 @pytest.mark.requirement("R5.3")
 def test_in_a_drill_nobody_is_asked() -> None:
     with pytest.raises(AirflowSkipException):
-        Run().declared().take(ApproveFailover(task_id="approve", subject="?"))
+        Run().declared().take(ApproveFailover(task_id="approve", shows="plan_recovery", subject="?"))
