@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from include.disaster.declaration import Declaration
     from include.disaster.plan import DisasterPlan
     from include.operators.run import Surroundings
+    from include.policy import SourceKind
     from include.recovery.moments.places import Places
     from include.repository.catalog import Catalog
 
@@ -38,7 +39,7 @@ def places_of(here: Surroundings, plan: DisasterPlan, context: Context) -> Place
     from include.operators import connections  # noqa: PLC0415
     from include.recovery.moments.places import Places  # noqa: PLC0415
 
-    declared, parts = told_declaration(context), told_by(context, ACTIVATE)["parts"]
+    declared, parts = told_declaration(context), parts_of(plan, context)
     stall_limit = here.policy.pipeline.stall_limit
     site = plan.sites[declared.site] if declared.site else None
     to = site or plan.drills
@@ -59,6 +60,12 @@ def places_of(here: Surroundings, plan: DisasterPlan, context: Context) -> Place
         live=True,
         run=declared.run,
     )
+
+
+def parts_of(plan: DisasterPlan, context: Context) -> tuple[SourceKind, ...]:
+    """What comes back: all that the scenario has, without what stays, once it is planned."""
+    stays = (told_by(context, PLAN) or {}).get("stays", [])
+    return tuple(part for part in plan.scenarios[told_declaration(context).scenario].restores if part not in stays)
 
 
 def copy_of(here: Surroundings, copy: str) -> Catalog:

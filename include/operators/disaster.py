@@ -15,6 +15,7 @@ from include.operators.declared import (
     PLAN,
     SWITCH,
     copy_of,
+    parts_of,
     places_of,
     run_directory,
     told_by,
@@ -68,7 +69,7 @@ class ActivatePlan(DisasterStep):
     """
 
     def step(self, here: Surroundings, plan: DisasterPlan, context: Context) -> Facts:
-        """What was declared, and which parts come back."""
+        """What was declared."""
         from include.disaster.declaration import declare  # noqa: PLC0415
         from include.disaster.isolation import stamp  # noqa: PLC0415
 
@@ -94,7 +95,7 @@ class ActivatePlan(DisasterStep):
         self.log.info("Runbook for people: docs/runbooks/%s.md", chosen.runbook)
         for name, step in plan.steps.items():
             self.log.info("PLAN: %s (%s, within %s): %s", name, step.owner, step.limit, step.does)
-        return {**declared.to_json(), "parts": list(chosen.restores), "break_glass": chosen.break_glass}
+        return declared.to_json()
 
     def _turn(self, here: Surroundings, plan: DisasterPlan, wanted: str) -> tuple[str, str]:
         """Whose turn it is, as far as the buckets that answer tell; of one copy, where the form names it."""
@@ -156,10 +157,14 @@ class PlanRecovery(DisasterStep):
         declared = told_declaration(context)
         catalog = trusted(here, context)
         target = Target.parse(told_by(context, SWITCH)["target"])
+        chosen = plan.scenarios[declared.scenario]
+        active = "" if declared.drill else told_active(here, plan, declared)
+        stays = chosen.stays if active and active == declared.site else ()
+        what = [part for part in chosen.restores if part not in stays]
         name = plan_directory(declared.run)
         scratch = make_scratch(here.root, name)
         try:
-            route = plan_route(catalog, target, here.policy, what=told_by(context, ACTIVATE)["parts"], scratch=scratch)
+            route = plan_route(catalog, target, here.policy, what=what, scratch=scratch)
         finally:
             remove_scratch(here.root, name)
         expected = forecast(route.way, self._speeds(catalog))
@@ -167,13 +172,12 @@ class PlanRecovery(DisasterStep):
             self.log.info("PLAN: %s", line)
         if warning := expected.above(here.policy.recovery.rto / 2):
             self.log.warning("FORECAST: %s", warning)
-        active = "" if declared.drill else told_active(here, plan, declared)
-        goes_to = [] if declared.drill else list(told_of_site(plan, declared, active))
+        goes_to = [] if declared.drill else list(told_of_site(plan, declared, active, stays))
         for line in goes_to:
             self.log.warning("SITE: %s", line)
         words = "\n".join([*goes_to, *route.lines(), *expected.lines(), *([warning] if warning else [])])
-        facts = {"words": words, "forecast": expected.to_json(), "warning": warning, "active": active}
-        return route.to_json() | facts
+        facts = {"words": words, "forecast": expected.to_json(), "warning": warning}
+        return route.to_json() | facts | {"active": active, "stays": list(stays)}
 
     def _speeds(self, catalog: Catalog) -> Speeds:
         """As fast as the newest drills from this copy were."""
@@ -199,8 +203,6 @@ class RestoreFromBackup(DisasterStep):
 
     def step(self, here: Surroundings, plan: DisasterPlan, context: Context) -> Facts:
         """What was brought back, and where to."""
-        from include.disaster.isolation import directory  # noqa: PLC0415
-
         declared = told_declaration(context)
         if not declared.drill:
             require_approval(context, shown=PLAN, what="failover")
@@ -214,19 +216,31 @@ class RestoreFromBackup(DisasterStep):
         by_script = declared.drill and plan.scenarios[declared.scenario].break_glass
         bring = self._by_script if by_script else self._by_route
         facts = bring(here, plan, context, places, scratch)
-        _require_parts(facts, told_by(context, ACTIVATE)["parts"])
-        to = plan.sites[declared.site] if declared.site else plan.drills
+        _require_parts(facts, parts_of(plan, context))
+        self._tell_where(plan, context, places, facts)
+        return facts
+
+    def _tell_where(self, plan: DisasterPlan, context: Context, places: Places, facts: Facts) -> None:
+        """To the validations: where everything of the scenario is, also what was not lost and stayed."""
+        from include.disaster.isolation import directory  # noqa: PLC0415
+        from include.operators import connections  # noqa: PLC0415
+
+        declared = told_declaration(context)
+        there, site = plan.scenarios[declared.scenario].restores, plan.sites[declared.site] if declared.site else None
+        checkout = places.configuration
+        if site and "configuration" in there:
+            checkout = connections.configuration(site.configuration_connection).checkout
+        to = site or plan.drills
         Restored(
             about=f"{declared.mode} {declared.run}: {declared.scenario} from the {declared.copy}",
             directory=directory(declared.run),
-            database_connection=to.database_connection if "database" in facts else None,
+            database_connection=to.database_connection if "database" in there else None,
             database=facts.get("database"),
-            objects_connection=to.objects_connection if "objects" in facts else None,
+            objects_connection=to.objects_connection if "objects" in there else None,
             objects_prefix=places.prefix,
-            configuration=str(places.configuration) if "commit" in facts else None,
-            whole={"database", "objects", "commit"} <= facts.keys() and not places.tables,
+            configuration=str(checkout) if checkout else None,
+            whole=len(there) == len(_PARTS) and not places.tables,
         ).leave(context)
-        return facts
 
     def _by_route(
         self, here: Surroundings, plan: DisasterPlan, context: Context, places: Places, scratch: Path

@@ -65,6 +65,7 @@ class ReportDrill(Teller):
     def _record(self, here: Surroundings, context: Context) -> Drill | None:
         """The run, as it is written down; None where nothing was declared."""
         from include.disaster.history import Drill  # noqa: PLC0415
+        from include.disaster.plan import load_plan  # noqa: PLC0415
 
         if told_by(context, ACTIVATE) is None:
             return None
@@ -92,7 +93,7 @@ class ReportDrill(Teller):
             steps=tuple(times),
             checks=tuple(self._looked(here, context)),
             phases=tuple(_phases(declared, route, restored, times)),
-            due=_due(told_by(context, ACTIVATE)["parts"]),
+            due=_due(load_plan().scenarios[declared.scenario].restores),
         )
 
     def _looked(self, here: Surroundings, context: Context) -> Iterator[Looked]:
@@ -142,7 +143,7 @@ def _healthy(times: Sequence[StepTime]) -> datetime | None:
 
 
 def _due(parts: Sequence[str]) -> tuple[str, ...]:
-    """The kinds of validation that have to find something, where these parts come back."""
+    """The kinds of validation that have to find something, where these parts are to be there."""
     return (
         *(["data_consistency", "service_health"] if "database" in parts else []),
         *(["application_state"] if {"objects", "configuration"} & set(parts) else []),

@@ -10,7 +10,7 @@ from include.operators.copies import catalogs
 from include.operators.declared import PLAN, told_by, told_declaration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
@@ -50,7 +50,7 @@ def require_not_become_active(here: Surroundings, plan: DisasterPlan, context: C
         )
 
 
-def told_of_site(plan: DisasterPlan, declared: Declaration, active: str) -> Iterator[str]:
+def told_of_site(plan: DisasterPlan, declared: Declaration, active: str, stays: Sequence[str]) -> Iterator[str]:
     """What whoever approves has to know of the site: whether it is the active one, and whether a database is there."""
     import psycopg  # noqa: PLC0415
 
@@ -63,6 +63,8 @@ def told_of_site(plan: DisasterPlan, declared: Declaration, active: str) -> Iter
         yield f"site           {declared.site}; THE ACTIVE SITE: users may be writing there"
     else:
         yield f"site           {declared.site}; {f'{active} is active' if active else 'which is active is not known'}"
+    if stays:
+        yield f"stays          {' and '.join(stays)}, as they are there: nothing says that they are lost"
     try:
         login = connections.database_login(site.database_connection)
         with login.connect(application_name=APPLICATION, autocommit=True) as session:

@@ -7,7 +7,6 @@ import secrets
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
@@ -30,45 +29,9 @@ from include.operators.step import ERROR
 from include.operators.timed import TIMES
 from include.recovery.moments.places import Places
 from include.sandbox.postgres import PostgresServer
+from tests.runbook import NOW, YES, Run
 
-PLAN, NOW = load_plan(), datetime(2026, 11, 22, 10, tzinfo=UTC)
-YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "bob"}}
-
-
-class Run:
-    """A run of the runbook: its form, and what its tasks left."""
-
-    dag_id, run_id, try_number, max_tries, when = "disaster_recovery", "manual__1", 3, 2, NOW
-
-    def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str) -> None:
-        empty = dict.fromkeys(("copy", "site", "target", "table", "failed_at"), "")
-        self.params = {"mode": mode, "scenario": scenario, **empty, **form}
-        self.left: dict[tuple[str, str], Any] = {}
-        self.states: dict[str, str] = {}
-        self.task = ""
-
-    def declared(self) -> Run:
-        """The first step is done."""
-        form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site")}
-        said = declare(PLAN, **form, run="20261122t100000000000", declared=self.when, by="ada").to_json()
-        parts = list(PLAN.scenarios[self.params["scenario"]].restores)
-        self.left["activate_plan", "return_value"] = {**said, "parts": parts}
-        return self
-
-    def xcom_push(self, *, key: str, value: object) -> None:
-        self.left[self.task, key] = value
-
-    def xcom_pull(self, *, task_ids: str, key: str = "return_value") -> Any:
-        return self.left.get((task_ids, key))
-
-    def get_task_states(self, **_: object) -> dict[str, dict[str, str]]:
-        return {self.run_id: self.states}
-
-    def take(self, operator: Any) -> Any:
-        """Carry out one of its tasks."""
-        self.task = operator.task_id
-        run = SimpleNamespace(run_after=self.when, start_date=self.when, triggering_user_name="ada")
-        return operator.execute({"ti": self, "dag_run": run, "params": self.params})
+PLAN = load_plan()
 
 
 @pytest.mark.requirement("R5.3")
@@ -122,18 +85,18 @@ def test_who_approves_is_told_what_is_at_the_site(
     name = f"told_of_{secrets.token_hex(4)}"
     sites = PLAN.sites | {"dr": PLAN.sites["dr"].model_copy(update={"database": name})}
     plan = PLAN.model_copy(update={"sites": sites})
-    lines = "\n".join(told_of_site(plan, declared, active))
+    lines = "\n".join(told_of_site(plan, declared, active, []))
     assert words in lines
     assert "does not answer: There is no Airflow connection" in lines
     login = postgres18.superuser
     connection = {"conn_type": "postgres", "host": login.host, "port": login.port, "schema": "postgres"}
     connection |= {"login": login.user, "password": login.password}
     monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(connection))
-    assert f"has no database {name}" in "\n".join(told_of_site(plan, declared, active))
+    assert f"has no database {name}" in "\n".join(told_of_site(plan, declared, active, []))
     with login.connect(application_name="test", autocommit=True) as session:
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
-            assert f"a database {name} LIVES there" in "\n".join(told_of_site(plan, declared, active))
+            assert f"a database {name} LIVES there" in "\n".join(told_of_site(plan, declared, active, []))
         finally:
             session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
 
