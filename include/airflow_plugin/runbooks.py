@@ -24,10 +24,17 @@ if TYPE_CHECKING:
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "runbooks"
 STYLE = """
-body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 sans-serif; color: #1b1f24; }
-h2, h3 { margin-top: 2.2rem; } :target { background: #fff3c4; }
-code, pre { font: 14px/1.45 monospace; background: #f3f4f6; } pre { padding: .8rem; overflow-x: auto; }
-table { border-collapse: collapse; } th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; text-align: left; }
+:root { color-scheme: light dark;
+  --page: #fff; --text: #1b1f24; --link: #0a58ca; --code: #f3f4f6; --line: #d0d7de; --here: #fff3c4; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171b; --text: #e4e7eb; --link: #8ab4ff; --code: #23272e; --line: #3a414b; --here: #4a3d0c; }
+}
+body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 sans-serif; color: var(--text);
+  background: var(--page); overflow-wrap: break-word; }
+a { color: var(--link); } h2, h3 { margin-top: 2.2rem; } :target { background: var(--here); }
+code, pre { font: 14px/1.45 monospace; background: var(--code); } pre { padding: .8rem; overflow-x: auto; }
+table { border-collapse: collapse; } th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
+td { overflow-wrap: anywhere; }
 """
 _LINK = re.compile(r'(?P<begin>href="[a-z_]+)\.md(?P<end>["#])')
 app = FastAPI(title="Runbooks of the backups", docs_url=None, redoc_url=None, openapi_url=None)
@@ -76,6 +83,7 @@ def render(title: str, text: str) -> str:
     body = _LINK.sub(r"\g<begin>\g<end>", converter.convert(text))
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: runbook</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}</style></head><body>{body}</body></html>"
     )
 
