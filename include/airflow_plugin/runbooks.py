@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import markdown
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.sdk import BaseOperatorLink
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, HTTPException
 from fastapi.responses import HTMLResponse
 
+from include.airflow_plugin.answers import HEAD, HEADERS, pages
 from include.operators.places import RUNBOOKS, runbook_path, runbook_url
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ table { border-collapse: collapse; } th, td { border: 1px solid var(--line); pad
 td { overflow-wrap: anywhere; }
 """
 _LINK = re.compile(r'(?P<begin>href="[a-z_]+)\.md(?P<end>["#])')
-app = FastAPI(title="Runbooks of the backups", docs_url=None, redoc_url=None, openapi_url=None)
+app = pages("Runbooks of the backups")
 
 
 class RunbookLink(BaseOperatorLink):
@@ -71,7 +72,7 @@ def show_runbook(dag_id: str) -> HTMLResponse:
     file = find_runbook(dag_id)
     if file is None:
         raise HTTPException(404, f"There is no docs/runbooks/{dag_id}.md.")
-    return HTMLResponse(render(dag_id, file.read_text(encoding="utf-8")))
+    return HTMLResponse(render(dag_id, file.read_text(encoding="utf-8")), headers=HEADERS)
 
 
 def render(title: str, text: str) -> str:
@@ -81,11 +82,7 @@ def render(title: str, text: str) -> str:
         extension_configs={"toc": {"slugify": lambda value, separator: value.strip().replace(" ", separator)}},
     )
     body = _LINK.sub(r"\g<begin>\g<end>", converter.convert(text))
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: runbook</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head><body>{body}</body></html>"
-    )
+    return f"{HEAD}<title>{html.escape(title)}: runbook</title><style>{STYLE}</style></head><body>{body}</body></html>"
 
 
 MOUNTED = {"app": app, "url_prefix": RUNBOOKS, "name": "Runbooks"}

@@ -8,12 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import boto3
 import psutil
 import psycopg
 import pytest
 from psycopg import sql
+from selenium.webdriver.common.keys import Keys
 
 from include.backup.scratch import SCRATCH_VARIABLE
 from include.disaster import isolation
@@ -22,12 +24,13 @@ from include.disaster.isolation import stamp
 from include.disaster.plan import load_plan
 from include.pipeline.store import Bucket, NotAllowed
 from include.policy.loader import DEFAULT as POLICY
-from include.sandbox.airflow import APPROVER, AirflowClient, AirflowServices, polls
+from include.sandbox.airflow import ADMIN, APPROVER, AirflowClient, AirflowServices, polls
 from include.sandbox.installation import RECOVERED, Installation
 from include.sandbox.mailbox import Mailbox
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from tests.backed_up import INCREMENT, back_up
+from tests.browser import Browser
 
 DAG = "disaster_recovery"
 UNDO = "undo_failover"
@@ -49,6 +52,14 @@ class Disaster:
     target: PostgresServer
     recovered: str
     connections: dict[str, dict[str, object]]
+    drill: str = ""
+
+    def drilled(self) -> str:
+        """The run of a drill that ended well; it is made once."""
+        if not self.drill:
+            self.drill = self.declare(scenario="region_lost")
+            self.must_end_well(self.drill)
+        return self.drill
 
     def declare(self, **conf: object) -> str:
         """Begin a run of the runbook."""
@@ -186,8 +197,7 @@ def stamp_of(run: str) -> str:
 
 @pytest.mark.requirement("R5.2", "R5.3", "R5.4", "R5.5")
 def test_the_service_answers_from_the_replica_alone_and_the_report_has_everything(on: Disaster) -> None:
-    run = on.declare(scenario="region_lost")
-    on.must_end_well(run)
+    run = on.drilled()
     drill = on.record(run)
     assert drill.passed
     states = {step.task: step.state for step in drill.steps}
@@ -216,6 +226,42 @@ def test_the_service_answers_from_the_replica_alone_and_the_report_has_everythin
     measured = {phase.name for phase in drill.phases}
     assert {"unpack", "replay", "copy", "objects", "configuration", "steps", "service_health"} <= measured
     assert on.left_of_drills() == []
+
+
+@pytest.mark.requirement("R5.2", "R7.3")
+def test_a_person_is_a_click_away_from_the_checks_and_from_what_helps(on: Disaster) -> None:
+    run, task, here = on.drilled(), "check_data_consistency", urlsplit(on.services.url).netloc
+    links = on.client.links(DAG, run, task)
+    with Browser() as browser:
+        # By a mail's link, to somebody who is not logged in: nothing but the login, which leads on.
+        browser.open(str(links["Validation"]))
+        browser.sees("input[name=username]").send_keys(ADMIN)
+        assert "public." not in browser.driver.page_source
+        browser.sees("input[name=password]").send_keys(on.services.password + Keys.ENTER)
+        browser.sees("h1", "Data consistency of")
+        assert browser.driver.current_url == links["Validation"]
+
+        browser.open(f"{on.services.url}/dags/{DAG}/runs/{quote(run)}/tasks/{task}")
+        browser.sees("a", "Validation").click()
+        browser.sees("h1", "checks passed")
+        browser.sees("h2", "Rows")
+        subjects = {look.subject for look in on.record(run).checks if look.name == "rows"}
+        assert {"public.messages", "public.users"} <= subjects
+        assert subjects <= set(browser.words("td").splitlines())
+        assert browser.hosts() == {here}
+        assert browser.complaints() == []
+
+        browser.driver.back()
+        browser.sees("a", "Runbook").click()
+        browser.sees("h1", f"When {DAG} is red")
+        assert browser.driver.current_url == f"{on.services.url}/runbooks/{DAG}#{task}"
+        assert 0 <= browser.sees(":target", task).rect["y"] - browser.driver.execute_script("return scrollY") < 100
+        assert browser.hosts() == {here}
+        assert browser.complaints() == []
+
+        browser.open(f"{on.services.url}/dags/{DAG}/trigger")
+        for param in ("mode", "scenario", "site"):
+            browser.sees(f"[name=element_{param}]")
 
 
 @pytest.mark.requirement("R5.3")
