@@ -21,7 +21,7 @@ from include.backup.scratch import SCRATCH_VARIABLE
 from include.disaster import isolation
 from include.disaster.history import Drill, read_drills
 from include.disaster.isolation import stamp
-from include.disaster.plan import load_plan
+from include.disaster.plan import MODES, load_plan
 from include.pipeline.store import Bucket, NotAllowed
 from include.policy.loader import DEFAULT as POLICY
 from include.sandbox.airflow import ADMIN, APPROVER, AirflowClient, AirflowServices, polls
@@ -259,9 +259,14 @@ def test_a_person_is_a_click_away_from_the_checks_and_from_what_helps(on: Disast
         assert browser.hosts() == {here}
         assert browser.complaints() == []
 
-        browser.open(f"{on.services.url}/dags/{DAG}/trigger")
-        for param in ("mode", "scenario", "site"):
-            browser.sees(f"[name=element_{param}]")
+        # The form by which it is declared: its lists have what the plan has.
+        browser.open(f"{on.services.url}/dags/{DAG}")
+        browser.sees("button", "Trigger").click()
+        plan = load_plan()
+        for param, said in {"mode": MODES, "scenario": plan.scenarios, "site": plan.sites}.items():
+            browser.sees(f"#element_{param}").click()
+            for choice in said:
+                browser.sees("[role=option]", choice)
 
 
 @pytest.mark.requirement("R5.3")
