@@ -36,45 +36,45 @@ params = {
         "drill",
         enum=list(MODES),
         title="Drill or failover",
-        description="`drill`: beside everything that is live, and removed afterwards. `failover`: **the real thing**; "
-        "somebody else has to approve.",
+        description_md="`drill`: beside everything that is live, and removed afterwards. `failover`: **the real "
+        "thing**; somebody else has to approve.",
     ),
     "scenario": Param(
         IN_TURN,
         enum=[IN_TURN, *plan.scenarios],
         title="Scenario",
-        description="What has happened. `in_turn`: the one whose drill was longest ago.",
+        description_md="What has happened. `in_turn`: the one whose drill was longest ago.",
     ),
     "copy": Param(
         "",
         enum=["", *COPIES],
         title="Which copy",
-        description="From which copy of the backups. Empty: the first that the plan names for the scenario.",
+        description_md="From which copy of the backups. Empty: the first that the plan names for the scenario.",
     ),
     "target": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="To when",
-        description="`latest`; a moment **with its offset**, `2026-11-22T10:37:12+00:00`; a backup's id; `last_good`. "
-        "Empty: what the plan says of the scenario.",
+        description_md="`latest`; a moment **with its offset**, `2026-11-22T10:37:12+00:00`; a backup's id; "
+        "`last_good`. Empty: what the plan says of the scenario.",
     ),
     "table": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="Which table",
-        description="For `table_dropped`: schema.table. Empty: the plan's.",
+        description_md="For `table_dropped`: schema.table. Empty: the plan's.",
     ),
     "failed_at": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="Lost since",
-        description="The moment of failure, with its offset: the RPO is measured back from there. Empty: now.",
+        description_md="The moment of failure, with its offset: the RPO is measured back from there. Empty: now.",
     ),
     "site": Param(
         "",
         enum=["", *plan.sites],
         title="To which site",
-        description="For a failover: where Synapse goes. `home` is the way back.",
+        description_md="For a failover: where Synapse goes. `home` is the way back.",
     ),
 }
 

@@ -101,12 +101,10 @@ class Browser:
 
         return self._wait(StaleElementReferenceException).until(seen, f"There is no {css} with {words!r}.")
 
-    def follow(self, css: str, words: str) -> None:
-        """Click something that opens a page in a window of its own, and go on in that one."""
-        before = set(self.driver.window_handles)
-        self.sees(css, words).click()
-        [opened] = self._wait().until(lambda driver: set(driver.window_handles) - before, f"{words} opens no window.")
-        self.driver.switch_to.window(opened)
+    def forget(self) -> None:
+        """Whatever was asked for, and complained of, until now."""
+        for log in ("performance", "browser"):
+            self.driver.get_log(log)
 
     def words(self, css: str = "body") -> str:
         """What a person reads there, without waiting."""
@@ -119,8 +117,8 @@ class Browser:
         return {urlsplit(each["request"]["url"]).netloc for each in asked} - {""}
 
     def complaints(self) -> list[str]:
-        """What the console holds since this was last asked."""
-        return [entry["message"] for entry in self.driver.get_log("browser")]
+        """What the console holds since this was last asked, but for Chromium's hints on how to make better pages."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] != "DEBUG"]
 
     def sideways(self) -> int:
         """The pixels by which the page is wider than its window: a person would have to push it, or to shrink it."""
