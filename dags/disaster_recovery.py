@@ -97,14 +97,15 @@ with DAG(
     4. **approve** asks *somebody else* than who declared it, for a failover only.
     5. **restore_from_backup** brings everything back. Where Airflow is the loss, a break-glass script does it.
     6. **check_data_consistency** and **check_application_state**, side by side; then **check_service_health** starts
-       the application and uses it. Each keeps a page, which its button *Validation* opens.
+       the application and uses it. Each keeps a page, which its button *Validation* (*Details*) opens.
     7. **switch_site**, for a failover only: the pointer to the active site, its configuration, the service record.
        `undo_failover` takes it back.
     8. **clean_up** removes everything that a drill made.
     9. **report**: each step's time, RTO, RPO, each check; kept in the bucket.
 
     **It is red?** A drill has changed nothing that is live. Open the first red task: its log ends with *what happened*
-    and *how to mend it*, and its button **Runbook** leads to what helps. *Clear* it, and the run goes on from there.
+    and *how to mend it*, and its button **Runbook** (under *Details*) leads to what helps. *Clear* it,
+    and the run goes on from there.
     """,
     schedule=CronTriggerTimetable(plan.drills.schedule, timezone="UTC"),  # without a start: unpausing begins no drill
     catchup=False,
