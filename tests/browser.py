@@ -11,7 +11,7 @@ from typing import Literal, Self
 from urllib.parse import urlsplit
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
@@ -99,7 +99,11 @@ class Browser:
             found = self.driver.find_elements(By.CSS_SELECTOR, css)
             return next((each for each in found if each.is_displayed() and words in each.text), False)
 
-        return self._wait(StaleElementReferenceException).until(seen, f"There is no {css} with {words!r}.")
+        try:
+            return self._wait(StaleElementReferenceException).until(seen)
+        except TimeoutException:
+            read = f"{self.driver.current_url}:\n{self.words()}"
+            raise TimeoutException(f"There is no {css} with {words!r} on {read}") from None
 
     def forget(self) -> None:
         """Whatever was asked for, and complained of, until now."""

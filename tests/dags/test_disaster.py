@@ -206,14 +206,17 @@ def test_a_person_declares_it_by_the_form_and_is_a_click_away_from_the_checks_an
         for dag in ("point_in_time_recovery", "key_rotation", "monthly_archive", DAG):
             browser.open(f"{url}/dags/{dag}")
             browser.sees("[data-testid=trigger-dag-button]").click()
-            assert browser.sees("[data-testid=trigger-dag-submit]").is_enabled(), browser.words("[role=dialog]")
+            browser.sees("[id^=element_]")
+            browser.sees("[data-testid=trigger-dag-submit]:enabled")
+        form = browser.words("[role=dialog]")
+        assert "To which site" in form
+        assert not {"*", "`"} & set(form)  # nothing is a must, and Markdown is rendered
         browser.sees("#element_site").click()
         assert [browser.sees("[role=option]", site).text for site in plan.sites] == [*plan.sites]
         for param, said, chosen in (("mode", MODES, "drill"), ("scenario", plan.scenarios, "region_lost")):
             browser.sees(f"#element_{param}").click()
             assert [browser.sees("[role=option]", choice).text for choice in said] == [*said]
             browser.sees("[role=option]", chosen).click()
-        assert "`" not in browser.words("[role=dialog]")  # Markdown is rendered
         browser.sees("[data-testid=trigger-dag-submit]").click()
         on.drill = on.client.wait_for_run(DAG, "manual", within=SOON)
         on.must_end_well(on.drill)
@@ -251,9 +254,9 @@ def log_in(browser: Browser, on: Disaster) -> None:
     link = f"{on.services.url}/validations/{DAG}/{quote('manual__of+nobody')}/{DATA}"
     browser.open(link)
     browser.sees("input[name=username]").send_keys(ADMIN)
-    assert "validated" not in browser.driver.page_source
+    assert "synapse_" not in browser.driver.page_source
     browser.sees("input[name=password]").send_keys(on.services.password + Keys.ENTER)
-    browser.sees("p", "This task has validated nothing yet.")
+    browser.sees("p", "There is no Airflow connection synapse_backups_primary.")  # of what is lost: in words
     assert browser.driver.current_url == link
 
 
