@@ -27,37 +27,37 @@ params = {
         type="string",
         pattern=r"^archive-[a-z][a-z0-9_]*-\d{4}-\d{2}$",
         title="Which archive",
-        description="As in `archive-financial-2026-11`. `python -m include.cli list` shows which there are, and "
+        description_md="As in `archive-financial-2026-11`. `python -m include.cli list` shows which there are, and "
         "`python -m include.cli cold` what having each back costs.",
     ),
     "tier": Param(
         cold.retrieval,
         enum=list(cold.retrievals),
         title="How fast",
-        description=", ".join(f"`{name}` within {each.within}" for name, each in cold.retrievals.items())
+        description_md=", ".join(f"`{name}` within {each.within}" for name, each in cold.retrievals.items())
         + ". What is not in Glacier is there at once.",
     ),
     "database": Param(
         "",
-        type="string",
+        type=["null", "string"],
         pattern=r"^([a-z_][a-z0-9_]*)?$",
         maxLength=63,
         title="Name of the scratch database",
-        description=NAME + "On the server of the policy's `sources.database.scratch_connection`.",
+        description_md=NAME + "On the server of the policy's `sources.database.scratch_connection`.",
     ),
     "objects": Param(
         "",
-        type="string",
+        type=["null", "string"],
         pattern=r"^([^/].*/)?$",
         title="Prefix of the scratch objects",
-        description=NAME + "In the bucket of the policy's `recovery.objects_connection`; it ends with a slash.",
+        description_md=NAME + "In the bucket of the policy's `recovery.objects_connection`; it ends with a slash.",
     ),
     "configuration": Param(
         "",
-        type="string",
+        type=["null", "string"],
         pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]*)?$",
         title="Directory of the scratch configuration",
-        description=NAME + "On the worker, below its directory for temporary files.",
+        description_md=NAME + "On the worker, below its directory for temporary files.",
     ),
 }
 

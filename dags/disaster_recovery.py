@@ -36,45 +36,45 @@ params = {
         "drill",
         enum=list(MODES),
         title="Drill or failover",
-        description="`drill`: beside everything that is live, and removed afterwards. `failover`: **the real thing**; "
-        "somebody else has to approve.",
+        description_md="`drill`: beside everything that is live, and removed afterwards. `failover`: **the real "
+        "thing**; somebody else has to approve.",
     ),
     "scenario": Param(
         IN_TURN,
         enum=[IN_TURN, *plan.scenarios],
         title="Scenario",
-        description="What has happened. `in_turn`: the one whose drill was longest ago.",
+        description_md="What has happened. `in_turn`: the one whose drill was longest ago.",
     ),
     "copy": Param(
         "",
         enum=["", *COPIES],
         title="Which copy",
-        description="From which copy of the backups. Empty: the first that the plan names for the scenario.",
+        description_md="From which copy of the backups. Empty: the first that the plan names for the scenario.",
     ),
     "target": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="To when",
-        description="`latest`; a moment **with its offset**, `2026-11-22T10:37:12+00:00`; a backup's id; `last_good`. "
-        "Empty: what the plan says of the scenario.",
+        description_md="`latest`; a moment **with its offset**, `2026-11-22T10:37:12+00:00`; a backup's id; "
+        "`last_good`. Empty: what the plan says of the scenario.",
     ),
     "table": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="Which table",
-        description="For `table_dropped`: schema.table. Empty: the plan's.",
+        description_md="For `table_dropped`: schema.table. Empty: the plan's.",
     ),
     "failed_at": Param(
         "",
-        type="string",
+        type=["null", "string"],
         title="Lost since",
-        description="The moment of failure, with its offset: the RPO is measured back from there. Empty: now.",
+        description_md="The moment of failure, with its offset: the RPO is measured back from there. Empty: now.",
     ),
     "site": Param(
         "",
         enum=["", *plan.sites],
         title="To which site",
-        description="For a failover: where Synapse goes. `home` is the way back.",
+        description_md="For a failover: where Synapse goes. `home` is the way back.",
     ),
 }
 
@@ -97,14 +97,15 @@ with DAG(
     4. **approve** asks *somebody else* than who declared it, for a failover only.
     5. **restore_from_backup** brings everything back. Where Airflow is the loss, a break-glass script does it.
     6. **check_data_consistency** and **check_application_state**, side by side; then **check_service_health** starts
-       the application and uses it. Each keeps a page, which its button *Validation* opens.
+       the application and uses it. Each keeps a page, which its button *Validation* (*Details*) opens.
     7. **switch_site**, for a failover only: the pointer to the active site, its configuration, the service record.
        `undo_failover` takes it back.
     8. **clean_up** removes everything that a drill made.
     9. **report**: each step's time, RTO, RPO, each check; kept in the bucket.
 
     **It is red?** A drill has changed nothing that is live. Open the first red task: its log ends with *what happened*
-    and *how to mend it*, and its button **Runbook** leads to what helps. *Clear* it, and the run goes on from there.
+    and *how to mend it*, and its button **Runbook** (under *Details*) leads to what helps. *Clear* it,
+    and the run goes on from there.
     """,
     schedule=CronTriggerTimetable(plan.drills.schedule, timezone="UTC"),  # without a start: unpausing begins no drill
     catchup=False,

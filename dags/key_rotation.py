@@ -18,7 +18,7 @@ params = {
         DUE,
         enum=[DUE, "kek", "signing", "both"],
         title="Which keys",
-        description="`due`: those that are as old as the policy's `keys.rotation`, as on every day. Else a new "
+        description_md="`due`: those that are as old as the policy's `keys.rotation`, as on every day. Else a new "
         "key-encryption key, a new signing key, or both, **now**.",
     ),
     "kms": Param(
@@ -26,15 +26,15 @@ params = {
         type="array",
         items={"type": "string", "pattern": "^arn:[a-z-]+:kms:"},
         title="New keys of AWS KMS",
-        description="Where KMS has the key-encryption keys: the ARN of a new key in each region. Else empty.",
+        description_md="Where KMS has the key-encryption keys: the ARN of a new key in each region. Else empty.",
     ),
     "retire": Param(
         "",
-        type="string",
+        type=["null", "string"],
         pattern=r"^((kek|sign)-\S+)?$",
         title="Key to retire",
-        description="The id of an old key, as `python -m include.cli keyring show` names it; empty: none. It goes only "
-        "when it is proved that nothing needs it.",
+        description_md="The id of an old key, as `python -m include.cli keyring show` names it; empty: none. It goes "
+        "only when it is proved that nothing needs it.",
     ),
 }
 

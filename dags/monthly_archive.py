@@ -49,10 +49,10 @@ with DAG(
     params={
         "month": Param(
             "",
-            type="string",
+            type=["null", "string"],
             pattern=MONTH,
             title="Which month",
-            description="As in `2026-11`. Empty: the month in which the run's interval ends, or it is triggered.",
+            description_md="As in `2026-11`. Empty: the month in which the run's interval ends, or it is triggered.",
         )
     },
     tags=["archive", "R3.3", "R8.1"],

@@ -17,17 +17,17 @@ FOUND = f"ti.xcom_pull(task_ids='{FIND}')"
 params = {
     "run": Param(
         "",
-        type="string",
+        type=["null", "string"],
         pattern=r"^([A-Za-z0-9][A-Za-z0-9_.:+-]*)?$",
         maxLength=100,
         title="Which failover",
-        description="Empty: the newest, and no other can be undone. `python -m include.cli site show` lists them.",
+        description_md="Empty: the newest, and no other can be undone. `python -m include.cli site show` lists them.",
     ),
     "because": Param(
         type="string",
         minLength=1,
         title="Because",
-        description="Why; kept with your name and that of who approves, for whoever audits it.",
+        description_md="Why; kept with your name and that of who approves, for whoever audits it.",
     ),
 }
 

@@ -18,7 +18,7 @@ class Run:
 
     dag_id, run_id, try_number, max_tries, when = "disaster_recovery", "manual__1", 3, 2, NOW
 
-    def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str) -> None:
+    def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str | None) -> None:
         empty = dict.fromkeys(("copy", "site", "target", "table", "failed_at"), "")
         self.params = {"mode": mode, "scenario": scenario, **empty, **form}
         self.left: dict[tuple[str, str], Any] = {}

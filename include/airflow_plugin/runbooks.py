@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import markdown
 from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.sdk import BaseOperatorLink
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, HTTPException
 from fastapi.responses import HTMLResponse
 
+from include.airflow_plugin.answers import HEAD, HEADERS, pages
 from include.operators.places import RUNBOOKS, runbook_path, runbook_url
 
 if TYPE_CHECKING:
@@ -24,13 +25,20 @@ if TYPE_CHECKING:
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "runbooks"
 STYLE = """
-body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 sans-serif; color: #1b1f24; }
-h2, h3 { margin-top: 2.2rem; } :target { background: #fff3c4; }
-code, pre { font: 14px/1.45 monospace; background: #f3f4f6; } pre { padding: .8rem; overflow-x: auto; }
-table { border-collapse: collapse; } th, td { border: 1px solid #d0d7de; padding: .3rem .6rem; text-align: left; }
+:root { color-scheme: light dark;
+  --page: #fff; --text: #1b1f24; --link: #0a58ca; --code: #f3f4f6; --line: #d0d7de; --here: #fff3c4; }
+@media (prefers-color-scheme: dark) {
+  :root { --page: #14171b; --text: #e4e7eb; --link: #8ab4ff; --code: #23272e; --line: #3a414b; --here: #4a3d0c; }
+}
+body { max-width: 50rem; margin: 2rem auto; padding: 0 1rem; font: 16px/1.55 sans-serif; color: var(--text);
+  background: var(--page); overflow-wrap: break-word; }
+a { color: var(--link); } h2, h3 { margin-top: 2.2rem; } :target { background: var(--here); }
+code, pre { font: 14px/1.45 monospace; background: var(--code); } pre { padding: .8rem; overflow-x: auto; }
+table { border-collapse: collapse; } th, td { border: 1px solid var(--line); padding: .3rem .6rem; text-align: left; }
+td { overflow-wrap: anywhere; }
 """
 _LINK = re.compile(r'(?P<begin>href="[a-z_]+)\.md(?P<end>["#])')
-app = FastAPI(title="Runbooks of the backups", docs_url=None, redoc_url=None, openapi_url=None)
+app = pages("Runbooks of the backups")
 
 
 class RunbookLink(BaseOperatorLink):
@@ -64,7 +72,7 @@ def show_runbook(dag_id: str) -> HTMLResponse:
     file = find_runbook(dag_id)
     if file is None:
         raise HTTPException(404, f"There is no docs/runbooks/{dag_id}.md.")
-    return HTMLResponse(render(dag_id, file.read_text(encoding="utf-8")))
+    return HTMLResponse(render(dag_id, file.read_text(encoding="utf-8")), headers=HEADERS)
 
 
 def render(title: str, text: str) -> str:
@@ -74,10 +82,7 @@ def render(title: str, text: str) -> str:
         extension_configs={"toc": {"slugify": lambda value, separator: value.strip().replace(" ", separator)}},
     )
     body = _LINK.sub(r"\g<begin>\g<end>", converter.convert(text))
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}: runbook</title>'
-        f"<style>{STYLE}</style></head><body>{body}</body></html>"
-    )
+    return f"{HEAD}<title>{html.escape(title)}: runbook</title><style>{STYLE}</style></head><body>{body}</body></html>"
 
 
 MOUNTED = {"app": app, "url_prefix": RUNBOOKS, "name": "Runbooks"}

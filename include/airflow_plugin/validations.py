@@ -6,15 +6,14 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Literal
 
 from airflow.api_fastapi.core_api.security import requires_access_dag
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, HTTPException
 from fastapi.responses import HTMLResponse
 
+from include.airflow_plugin.answers import HEADERS, pages
 from include.errors import BackupError
 from include.operators.places import VALIDATIONS
 
-app = FastAPI(title="Validations of what was recovered", docs_url=None, redoc_url=None, openapi_url=None)
-# A page holds names of tables and objects, which anybody may have chosen: it runs nothing, and asks for nothing.
-HEADERS = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+app = pages("Validations of what was recovered")
 
 
 # A plugin's routes are open to everybody unless they ask: whoever may see the DAG may see what it found.

@@ -83,9 +83,9 @@ class ActivatePlan(DisasterStep):
             scenario=scenario,
             copy=copy,
             site=form["site"],
-            target=form["target"],
-            table=form["table"],
-            failed=form["failed_at"],
+            target=form["target"] or "",  # a field that was emptied is None
+            table=form["table"] or "",
+            failed=form["failed_at"] or "",
             run=stamp(run.run_after),
             declared=run.run_after if run.triggering_user_name else (run.start_date or run.run_after),
             by=run.triggering_user_name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from airflow.sdk.configuration import conf
 
@@ -37,6 +37,12 @@ def validation_url(dag_id: str, run_id: str, task_id: str) -> str:
 def validation_path(dag_id: str, run_id: str, task_id: str) -> str:
     """The same without Airflow's address."""
     return "/".join((VALIDATIONS, *(quote(name, safe="") for name in (dag_id, run_id, task_id))))
+
+
+def login_path(path: str) -> str:
+    """Where a person logs in to Airflow, and is led on to one of its paths; both below Airflow's own."""
+    below = urlsplit(str(conf.get("api", "base_url", fallback="") or "")).path.rstrip("/")
+    return f"{below}/api/v2/auth/login?next={quote(below + quote(path.removeprefix(below)), safe='')}"
 
 
 def _page(path: str) -> str:

@@ -75,7 +75,7 @@ class FindFailover(Step):
         form, here = context["params"], Surroundings(scratch_root=self.scratch_root)
         copies = reachable(here)
         record = SiteLog(load_plan(), list(copies.values()))
-        found = find_run(record, form["run"])
+        found = find_run(record, form["run"] or "")
         if found.is_undone:
             raise SwitchRefused(
                 f"{found.run} was undone already.", mend="To go to another site, trigger disaster_recovery."

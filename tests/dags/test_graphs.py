@@ -42,6 +42,7 @@ print(json.dumps({
     "errors": bag.import_errors,
     "dags": {name: {
         "params": dag.params.dump() if dag.params else {},
+        "forms": {name: param.schema | {"description": param.description} for name, param in dag.params.items()},
         "schedule": type(dag.timetable).__name__, "cron": getattr(dag.timetable, "expression", None),
         "catchup": dag.catchup, "active": dag.max_active_runs,
         "deadline": told_deadline(dag.deadline), "timeout": dag.dagrun_timeout and str(dag.dagrun_timeout),
@@ -422,3 +423,16 @@ def test_the_recovery_runbook_is_the_plans_and_tells_when_its_time_is_over(bag: 
     assert tasks["clean_up"]["teardown"]
     assert set(tasks["report"]["up"]) == set(plan.steps)
     assert dag["params"]["mode"] == "drill"
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_may_stay_empty_in_a_form_is_no_must(bag: dict[str, Any]) -> None:
+    """Airflow's form is not sent while a field is empty whose type is a string's alone."""
+    forms = {name: dag["forms"] for name, dag in bag["dags"].items() if dag["forms"]}
+    assert {"disaster_recovery", "point_in_time_recovery", "undo_failover"} <= forms.keys()
+    for name, form in forms.items():
+        for param, schema in form.items():
+            if bag["dags"][name]["params"][param] == "" and "enum" not in schema:
+                assert schema["type"] == ["null", "string"], f"{name}: {param}"
+            assert schema["description"] is None, f"{name}: {param} is described in Markdown"
+            assert schema["description_md"]

@@ -41,6 +41,16 @@ def test_in_earnest_nobody_may_mean_whatever_is_drilled_next(tmp_path: Path) -> 
         run.take(ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path)))
 
 
+@pytest.mark.requirement("R5.3")
+def test_a_field_of_the_form_that_was_emptied_says_nothing(tmp_path: Path) -> None:
+    told = []
+    for empty in ("", None):
+        run = Run("drill", **dict.fromkeys(("target", "table", "failed_at"), empty))
+        told.append(run.take(ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path))))
+    assert told[0] == told[1]
+    assert told[0]["target"] == PLAN.scenarios["region_lost"].target
+
+
 @pytest.mark.requirement("R5.3", "R7.3")
 def test_a_plan_that_was_made_after_the_approval_is_not_approved(tmp_path: Path) -> None:
     run = Run("failover", site="dr")
