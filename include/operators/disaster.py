@@ -45,6 +45,8 @@ ACTIVATE, SWITCH, PLAN, APPROVE, RESTORE, CLEAN_UP = (
     "restore_from_backup",
     "clean_up",
 )
+RUNBOOK = "disaster_recovery"
+"""The DAG whose runs have the places of drills."""
 IN_TURN = "in_turn"
 """The scenario and copy that were drilled longest ago."""
 _DRILLS_MEASURED = 3
@@ -94,7 +96,7 @@ class ActivatePlan(DisasterStep):
             target=form["target"],
             table=form["table"],
             failed=form["failed_at"],
-            run=stamp(run.run_after),
+            run=stamp(run.run_after, run.run_id),
             declared=run.run_after if run.triggering_user_name else (run.start_date or run.run_after),
             by=run.triggering_user_name,
         )
@@ -337,9 +339,17 @@ class CleanUp(DisasterStep):
 
 
 class ReapDrills(Step):
-    """Remove what drills left that were killed with everything around them, after the policy's time (law 5)."""
+    """Remove what drills left that were killed with everything around them, after the policy's time (law 5).
+
+    Nothing while a run of the runbook is under way: a run that was cleared, or triggered for a moment of long ago, has
+    places with an old name.
+    """
 
     def _take(self, context: Context) -> Facts:
+        if under_way := context["ti"].get_dr_count(dag_id=RUNBOOK, states=["queued", "running"]):
+            self.log.warning("%s runs of %s are under way: what drills left stays until then.", under_way, RUNBOOK)
+            return {"removed": 0, "under_way": under_way}
+
         from include.disaster.isolation import leftovers, remove  # noqa: PLC0415
         from include.disaster.plan import load_plan  # noqa: PLC0415
         from include.operators import connections  # noqa: PLC0415

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 
-from include.disaster.isolation import directory, drill_places, erase, leftovers, plan_directory
+from include.disaster.isolation import directory, drill_places, erase, leftovers, plan_directory, stamp
 
 RUN, OTHER = "20261122t103712123456", "20261122t103712123457"
+
+
+@pytest.mark.requirement("R5.3")
+def test_two_runs_of_one_moment_share_no_places_and_a_cleared_one_finds_its_own() -> None:
+    moment = datetime(2026, 11, 22, 10, 37, 12, 123456, tzinfo=UTC)
+    one = stamp(moment, "manual__1")
+    assert one == stamp(moment.astimezone(timezone(timedelta(hours=2))), "manual__1")
+    assert one[:-6] == "20261122t103712"
+    assert len({stamp(moment, f"manual__{each}") for each in range(1, 100)} | {one}) == 99  # of these ids no two meet
 
 
 @pytest.mark.requirement("R5.3")

@@ -24,6 +24,7 @@ from include.operators.disaster import (
     ActivatePlan,
     ApproveFailover,
     CheckServiceHealth,
+    ReapDrills,
     ReportDrill,
     RestoreFromBackup,
     _told_of_site,
@@ -69,7 +70,7 @@ class Run:
     def take(self, operator: Any) -> Any:
         """Carry out one of its tasks."""
         self.task = operator.task_id
-        run = SimpleNamespace(run_after=NOW, start_date=NOW, triggering_user_name="ada")
+        run = SimpleNamespace(run_id=self.run_id, run_after=NOW, start_date=NOW, triggering_user_name="ada")
         return operator.execute({"ti": self, "dag_run": run, "params": self.params})
 
 
@@ -245,6 +246,31 @@ def test_a_drill_never_goes_into_a_bucket_that_is_used_in_earnest(
     with pytest.raises(AirflowFailException, match=f"{live} uses in earnest"):
         Run().declared().take(restore)
     assert len(cleared) == 1
+
+
+@pytest.mark.requirement("R5.3")
+def test_two_runs_that_were_asked_for_with_one_moment_have_names_of_their_own(tmp_path: Path) -> None:
+    one, other = Run(copy="replica"), Run(copy="replica")
+    other.run_id = "manual__2"
+    activate = ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path))
+    first, again, second = (run.take(activate)["run"] for run in (one, one, other))
+    assert first == again  # it was cleared
+    assert first != second
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_runs_is_nobodys_leftover_however_old_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("database_login", "bucket"):
+        monkeypatch.setattr(f"include.operators.connections.{part}", lambda *_: None)
+    place = tmp_path / "drill-20200101t000000000000"
+    place.mkdir()
+    run, asked = Run(), list[dict[str, Any]]()
+    reap = ReapDrills(task_id="reap_drills", scratch_root=str(tmp_path))
+    for under_way in (1, 0):
+        run.get_dr_count = lambda under_way=under_way, **of: asked.append(of) or under_way  # type: ignore[attr-defined]
+        removed = run.take(reap)["removed"]
+        assert (removed, place.exists()) == ((0, True) if under_way else (1, False))
+    assert asked == [{"dag_id": "disaster_recovery", "states": ["queued", "running"]}] * 2
 
 
 @pytest.mark.requirement("R5.3")

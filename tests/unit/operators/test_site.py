@@ -52,7 +52,7 @@ def context(told: dict[str, Any]) -> Context:
             told[key] = value
 
         ti = SimpleNamespace(xcom_pull=pull, xcom_push=push)
-        run = SimpleNamespace(triggering_user_name=asker, run_after=datetime(2026, 11, 22, 12, tzinfo=UTC))
+        run = SimpleNamespace(run_id="r", triggering_user_name=asker, run_after=datetime(2026, 11, 22, 12, tzinfo=UTC))
         return {"ti": ti, "dag_run": run, "params": {"run": "", "because": "it came back", **form}}
 
     return make
