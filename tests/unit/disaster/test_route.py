@@ -19,6 +19,9 @@ from tests.manifests import MIDNIGHT, make
 
 POLICY = load_policy()
 OLD, MIDDLE, NEW = (make(day) for day in (0, 1, 2))
+SNAPSHOT = make(
+    point=MIDNIGHT + timedelta(days=1, hours=12), id="snapshot-20261123T120000Z", type="snapshot"
+)  # between MIDDLE and NEW, and its chain is broken
 
 
 class Held:
@@ -36,7 +39,7 @@ class Held:
         return self._entries
 
     def get(self, backup: object) -> Manifest:
-        return next(one.manifest for one in self._entries if one.manifest.backup == backup)
+        return next(one for one in (*(one.manifest for one in self._entries), SNAPSHOT) if one.backup == backup)
 
 
 def way(held: Held, target: str, found: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Route:
@@ -63,6 +66,7 @@ BROKEN = Unreachable("The chain is broken.", mend="Take another.")
         (Held(OLD, MIDDLE, NEW), "2026-11-23T00:00:07+00:00", MIDDLE),  # the very second of its point
         (Held(OLD, MIDDLE, NEW), "2026-11-23T00:00:06+00:00", OLD),
         (Held(OLD, MIDDLE, NEW), MIDDLE.id, MIDDLE),
+        (Held(OLD, MIDDLE, NEW), SNAPSHOT.id, MIDDLE),  # which is no full backup: the newest one before it
     ],
 )
 def test_where_the_chain_is_broken_the_newest_sound_full_backup_comes_back(
@@ -70,6 +74,8 @@ def test_where_the_chain_is_broken_the_newest_sound_full_backup_comes_back(
 ) -> None:
     route = way(held, target, BROKEN, monkeypatch, tmp_path)
     assert (route.full, route.because, route.reaches) == (taken, BROKEN.what, taken.consistency_point.time)
+    assert route.files_as_of == taken.consistency_point.objects_as_of
+    assert f"because        {BROKEN.what}" in route.lines()
     again = reopen_route(route.to_json(), cast("Catalog", held), POLICY)
     assert (again.full, again.because) == (taken, BROKEN.what)
     refused = way(held, target, ManifestRefused("It is forged.", mend="Look."), monkeypatch, tmp_path)
