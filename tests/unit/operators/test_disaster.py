@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import secrets
+import stat
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from psycopg import sql
 
 from include.disaster import history
 from include.disaster.declaration import declare
-from include.disaster.plan import TASKS, load_plan
+from include.disaster.forecast import Forecast, Measured, Speeds
+from include.disaster.history import Phase
+from include.disaster.last_good import Doubted, LastGood, Trusted
+from include.disaster.plan import COPIES, TASKS, load_plan
+from include.disaster.route import Route
 from include.errors import BackupError
 from include.monitoring.messages import Notification
 from include.operators.disaster import (
@@ -24,15 +30,19 @@ from include.operators.disaster import (
     ActivatePlan,
     ApproveFailover,
     CheckServiceHealth,
+    CleanUp,
+    PlanRecovery,
     ReapDrills,
     ReportDrill,
     RestoreFromBackup,
+    SwitchToReplica,
     _told_of_site,
 )
 from include.operators.recovery import NotAllowedOver
 from include.operators.step import ERROR
 from include.recovery.moments.places import Places
 from include.sandbox.postgres import PostgresServer
+from tests.manifests import make as manifest
 
 PLAN, NOW = load_plan(), datetime(2026, 11, 22, 10, tzinfo=UTC)
 YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "bob"}}
@@ -42,6 +52,8 @@ class Run:
     """A run of the runbook: its form, and what its tasks left."""
 
     dag_id, run_id, try_number, max_tries, when = "disaster_recovery", "manual__1", 3, 2, NOW
+    asked_by: str | None = "ada"
+    began: datetime | None = NOW
 
     def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str) -> None:
         empty = dict.fromkeys(("copy", "site", "target", "table", "failed_at"), "")
@@ -52,7 +64,7 @@ class Run:
 
     def declared(self) -> Run:
         """The first step is done."""
-        form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site")}
+        form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site", "target")}
         said = declare(PLAN, **form, run="20261122t100000000000", declared=self.when, by="ada").to_json()
         parts = list(PLAN.scenarios[self.params["scenario"]].restores)
         self.left["activate_plan", "return_value"] = {**said, "parts": parts}
@@ -70,7 +82,9 @@ class Run:
     def take(self, operator: Any) -> Any:
         """Carry out one of its tasks."""
         self.task = operator.task_id
-        run = SimpleNamespace(run_id=self.run_id, run_after=NOW, start_date=NOW, triggering_user_name="ada")
+        run = SimpleNamespace(
+            run_id=self.run_id, run_after=NOW, start_date=self.began, triggering_user_name=self.asked_by
+        )
         return operator.execute({"ti": self, "dag_run": run, "params": self.params})
 
 
@@ -79,6 +93,143 @@ def test_in_earnest_nobody_may_mean_whatever_is_drilled_next(tmp_path: Path) -> 
     run = Run("failover", "in_turn", site="dr")
     with pytest.raises(AirflowFailException, match="no scenario 'in_turn'"):
         run.take(ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path)))
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_the_form_says_is_declared_and_each_part_of_the_scenario_comes_back(tmp_path: Path) -> None:
+    activate = ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path))
+    moment, lost = "2026-11-22T09:30:00+00:00", "2026-11-22T09:40:00+00:00"
+    run = Run("failover", "database_lost", copy="replica", site="dr", target=moment, failed_at=lost)
+    said = run.take(activate)
+    form = {"mode": "failover", "scenario": "database_lost", "copy": "replica", "site": "dr", "target": moment}
+    assert form.items() <= said.items()
+    assert (said["failed"], said["declared"], said["by"], said["break_glass"]) == (lost, NOW.isoformat(), "ada", False)
+    assert said["parts"] == ["database", "objects", "configuration"]
+    table = Run(scenario="table_dropped", table="public.users").take(activate)
+    assert (table["table"], table["parts"]) == ("public.users", ["database"])
+    assert Run(scenario="airflow_lost").take(activate)["break_glass"]
+
+
+@pytest.mark.requirement("R5.4")
+@pytest.mark.parametrize(
+    ("asked_by", "began", "declared"),
+    [("ada", 5, 0), (None, 5, 5), (None, None, 0)],  # a person waits from the click on; a scheduled drill has none
+)
+def test_the_rto_counts_from_when_somebody_asked(
+    tmp_path: Path, asked_by: str | None, began: int | None, declared: int
+) -> None:
+    run = Run()
+    run.asked_by, run.began = asked_by, None if began is None else NOW + timedelta(minutes=began)
+    said = run.take(ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path)))
+    assert datetime.fromisoformat(said["declared"]) == NOW + timedelta(minutes=declared)
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_whose_turn_it_is_either_copy_tells_and_the_other_one_may_be_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drilled(run: str, scenario: str, copy: str, days: int) -> Any:
+        when = NOW - timedelta(days=days)
+        return SimpleNamespace(run=run, mode="drill", scenario=scenario, from_copy=copy, declared=when)
+
+    told: dict[str, Any] = {copy: [] for copy in COPIES}
+    for days, (scenario, copy) in enumerate(PLAN.subjects(), start=1):
+        told[copy].append(drilled(f"of {scenario} from {copy}", scenario, copy, days))
+    scenario, copy = PLAN.subjects()[0]
+    # Long ago the newest one of all was drilled, too; the bucket that is read last tells of that.
+    told["primary"].insert(0, drilled("of long ago", scenario, copy, 999))
+
+    def read(catalogs: list[str]) -> Any:
+        [found] = catalogs
+        if isinstance(told[found], BackupError):
+            raise told[found]
+        return told[found]
+
+    monkeypatch.setattr(history, "read_drills", read)
+    monkeypatch.setattr("include.operators.disaster._copy", lambda _, copy: copy)
+    activate = ActivatePlan(task_id="activate_plan", scratch_root=str(tmp_path))
+
+    def turn(**form: str) -> tuple[str, str]:
+        said = Run(scenario="in_turn", **form).take(activate)
+        return said["scenario"], said["copy"]
+
+    *_, last = PLAN.subjects()
+    assert turn() == last
+    assert turn(copy="replica")[1] == "replica"
+    assert turn(copy="primary")[1] == "primary"
+    away = BackupError("It does not answer.", mend="Wait.")
+    for lost in COPIES:
+        kept, told[lost] = told[lost], away
+        assert turn() == next(each for each in PLAN.subjects()[1:] if each[1] == lost)  # of which nothing is known
+        told[lost] = kept
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_the_copy_holds_is_told_and_after_ransomware_what_is_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = manifest(0), manifest(1)
+    held: list[Any] = [SimpleNamespace(manifest=each) for each in (new, old, None)]
+    monkeypatch.setattr(
+        "include.operators.disaster._copy",
+        lambda *_: SimpleNamespace(bucket=SimpleNamespace(name="dr"), entries=lambda: held),
+    )
+    found = LastGood(old, (Doubted(new.id, NOW, ("it stopped compressing",)),))
+    monkeypatch.setattr("include.disaster.last_good.find_last_good", lambda *_: found)
+    switch = SwitchToReplica(task_id="switch_to_replica", scratch_root=str(tmp_path))
+    told = {"bucket": "dr", "backups": 2, "refused": 1, "target": "latest", "newest": new.id}
+    told["newest_moment"] = new.consistency_point.time.isoformat()
+    assert Run().declared().take(switch) == told
+    ransomware = Run(scenario="ransomware").declared().take(switch)
+    assert ransomware == told | {"target": old.id, "doubted": [new.id]}
+    del held[:2]
+    assert Run().declared().take(switch) == {"bucket": "dr", "backups": 0, "refused": 1, "target": "latest"}
+
+
+@pytest.mark.requirement("R5.3", "R5.4")
+def test_a_plan_is_of_the_parts_and_is_warned_of_and_says_where_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the newest three drills of the copy that took their time; and without what is in doubt."""
+    asked: dict[str, Any] = {}
+
+    def plan(catalog: Any, target: Any, _: object, *, what: Any, scratch: Path) -> Route:
+        assert scratch.is_dir()
+        asked.update(catalog=catalog, target=target.text, what=what)
+        return Route(full=manifest(0), because="The chain is broken.")
+
+    def forecast(_: object, speeds: Speeds) -> Forecast:
+        asked["speeds"] = speeds
+        return Forecast({"restore": 3 * 3600.0}, {"restore": 7}, ())
+
+    def phases(seconds: int) -> Any:
+        return SimpleNamespace(phases=[Phase(name="restore", amount=10**9, milliseconds=1000 * seconds)])
+
+    drills = [phases(1), phases(60), phases(61), SimpleNamespace(phases=[]), phases(62)]
+    monkeypatch.setattr(history, "read_drills", lambda _: drills)
+    monkeypatch.setattr("include.disaster.route.plan_route", plan)
+    monkeypatch.setattr("include.disaster.forecast.forecast", forecast)
+    monkeypatch.setattr("include.operators.disaster._copy", lambda *_: SimpleNamespace(bucket="b", keyring="k"))
+    monkeypatch.setattr("include.operators.disaster._active", lambda *_: "home")
+    monkeypatch.setattr("include.operators.disaster._told_of_site", lambda _, declared, active: [f"{active} is active"])
+    locate = PlanRecovery(task_id="plan_recovery", scratch_root=str(tmp_path))
+
+    def planned(run: Run, **switched: Any) -> Any:
+        run.declared().left["switch_to_replica", "return_value"] = {"target": "latest", **switched}
+        return run.take(locate)
+
+    drill = planned(Run(scenario="table_dropped", copy="primary"))
+    assert (asked["target"], asked["what"]) == ("latest", ["database"])
+    assert list(tmp_path.iterdir()) == []
+    assert asked["speeds"] == Speeds.measured(Measured("restore", 10**9, seconds) for seconds in (60, 61, 62))
+    assert drill["active"] == ""
+    for words in ("The chain is broken.", "forecast       3.0 h", "above 2.0 h"):
+        assert words in drill["words"]
+    assert "above 2.0 h" in drill["warning"]
+    failover = planned(Run("failover", site="dr"), doubted=["full-20261123T000000Z"])
+    assert failover["active"] == "home"
+    assert failover["words"].startswith("home is active\n")
+    assert isinstance(asked["catalog"], Trusted)
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
@@ -159,6 +310,101 @@ def test_of_a_restore_that_was_marked_as_success_nothing_is_valid(tmp_path: Path
     )
     with pytest.raises(AirflowFailException, match="has not said where it restored to"):
         Run().declared().take(check)
+
+
+@pytest.fixture
+def connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the drills' places, and of the site dr; of nothing else."""
+    postgres = {"conn_type": "postgres", "host": "h", "login": "l", "password": "p", "schema": "postgres"}
+    monkeypatch.setenv(f"AIRFLOW_CONN_{PLAN.drills.database_connection.upper()}", json.dumps(postgres))
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(postgres | {"host": "dr"}))
+    for conn_id in (PLAN.drills.objects_connection, "synapse_dr_objects"):
+        extra = {"region_name": "us-east-1", "service_config": {"s3": {"bucket_name": f"of-{conn_id}"}}}
+        aws = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(aws))
+    checkout = {"conn_type": "generic", "host": str(tmp_path / "dr")}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_CONFIGURATION", json.dumps(checkout))
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.usefixtures("connections")
+@pytest.mark.parametrize("again", [False, True])
+def test_each_part_goes_to_its_place_and_the_validations_are_told_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    went: list[Any] = []
+
+    def by(way: str) -> Any:
+        def bring(_: object, here: object, plan: object, context: object, places: Places, scratch: Path) -> Any:
+            assert stat.S_IMODE(scratch.stat().st_mode) == 0o711  # a server that is started below it is another user
+            went[:] = [way, places]
+            parts = {"objects": 0 if places.bucket else None, "commit": "abc" if places.configuration else None}
+            return {"database": places.database} | {part: said for part, said in parts.items() if said is not None}
+
+        return bring
+
+    monkeypatch.setattr(RestoreFromBackup, "_by_route", by("route"))
+    monkeypatch.setattr(RestoreFromBackup, "_by_script", by("script"))
+    monkeypatch.setattr(Places, "clear", lambda _: [])
+    monkeypatch.setattr("include.operators.disaster._active", lambda *_: "home")
+    restore = RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path))
+    assert restore.trigger_rule == TriggerRule.NONE_FAILED  # in a drill nobody is asked, and that is no failure
+    directory = tmp_path / "drill-20261122t100000000000"
+    if again:
+        directory.mkdir(mode=0o711)
+
+    def restored(run: Run) -> Any:
+        run.take(restore)
+        return run.left["restore_from_backup", "restored"]
+
+    drill = restored(Run().declared())
+    assert went[0] == "route"
+    assert (went[1].live, went[1].server.host, went[1].database) == (False, "h", f"drill_{directory.name[6:]}")
+    place = str(directory / "configuration")
+    assert drill == {
+        "about": f"drill {directory.name[6:]}: region_lost from the replica",
+        "directory": directory.name,
+        "database_connection": PLAN.drills.database_connection,
+        "database": went[1].database,
+        "objects_connection": PLAN.drills.objects_connection,
+        "objects_prefix": f"drills/{directory.name[6:]}/",
+        "configuration": place,
+        "whole": True,
+    }
+    table = restored(Run(scenario="table_dropped").declared())
+    assert went[1].tables == ("public.attachments",)
+    assert (went[1].bucket, went[1].configuration) == (None, None)
+    assert (table["objects_connection"], table["configuration"], table["whole"]) == (None, None, False)
+    Run(scenario="airflow_lost").declared().take(restore)
+    assert went[0] == "script"
+
+    run = Run("failover", "airflow_lost", site="dr")
+    run.when = datetime.now(UTC)
+    run.declared().left["approve", "return_value"] = YES
+    run.left["plan_recovery", "return_value"] = {"active": "home"}
+    failover = restored(run)
+    assert went[0] == "route"  # Airflow, which does it, is there
+    live = went[1]
+    assert (live.live, live.server.host, live.database, live.prefix) == (True, "dr", "synapse", "")
+    assert (live.bucket.name, live.configuration) == ("of-synapse_dr_objects", tmp_path / "dr")
+    said = [failover[name] for name in ("database_connection", "objects_connection", "objects_prefix", "configuration")]
+    assert said == ["synapse_dr_database", "synapse_dr_objects", "", str(tmp_path / "dr")]
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.usefixtures("connections")
+def test_of_a_failover_nothing_but_its_directory_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = CleanUp(task_id="clean_up", scratch_root=str(tmp_path))
+    assert Run().take(clean) == {}  # nothing was declared
+    erased: list[Places] = []
+    monkeypatch.setattr("include.disaster.isolation.erase", lambda places, _: erased.append(places) or ["a database"])
+    (tmp_path / "drill-20261122t100000000000").mkdir()
+    checkout = tmp_path / "dr"
+    checkout.mkdir()
+    assert Run("failover", site="dr").declared().take(clean) == {"removed": ["drill-20261122t100000000000"]}
+    assert (list(tmp_path.iterdir()), erased) == ([checkout], [])
+    assert Run().declared().take(clean) == {"removed": ["a database"]}
+    assert [places.live for places in erased] == [False]
 
 
 @pytest.mark.requirement("R5.3")
