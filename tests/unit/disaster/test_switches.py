@@ -20,7 +20,16 @@ from botocore.exceptions import EndpointConnectionError
 
 from include.cli.__main__ import main
 from include.disaster.plan import load_plan
-from include.disaster.site import HalfSwitched, NotSwitched, SwitchRefused, find_run, switch_site, undo_switches
+from include.disaster.site import (
+    HalfSwitched,
+    NotSwitched,
+    SwitchRefused,
+    find_run,
+    foresee_switch,
+    foresee_undo,
+    switch_site,
+    undo_switches,
+)
 from include.disaster.site_log import LogsDiffer, SiteBusy, SiteLog, active_site
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, StoreError
@@ -64,6 +73,10 @@ class World:
     def undo(self, *, run: str = "run-1", undo: str = "undo-1", dns: Any = None, **other: Any) -> dict[str, Any]:
         said: dict[str, Any] = {**UNDO, "catalogs": self.catalogs, "checkout": self.checkout, **other}
         return undo_switches(PLAN, run=run, undo=undo, dns=dns or self.dns, **said)
+
+    def foresee(self, dns: Any = None) -> list[str]:
+        reach: dict[str, Any] = {"catalogs": self.catalogs, "checkout": self.checkout, "dns": dns or self.dns}
+        return foresee_switch(PLAN, "dr", run="run-1", **reach)
 
     def records(self) -> list[dict[str, Any]]:
         found = self.dns.list_resource_record_sets(HostedZoneId=self.zone)["ResourceRecordSets"]
@@ -182,6 +195,7 @@ def test_a_site_is_switched_to_and_back_and_everything_is_as_before(world: World
     assert world.state() == before
     assert (undone["active"], undone["switched_back"]) == ("home", ["service", "configuration", "pointer"])
     assert world.undo() == undone  # the same undoing again changes nothing
+    assert len(SiteLog(PLAN, world.catalogs).entries) == 10  # and writes nothing down
     assert active_site(PLAN, world.catalogs).by == "bob"
 
 
@@ -206,8 +220,19 @@ def test_what_stops_half_way_names_what_is_switched_and_is_gone_on_with(world: W
     assert (active_site(PLAN, world.catalogs).site, world.records()) == ("dr", [cname(HOME)])
     with pytest.raises(SiteBusy, match="run-1 to dr stands half-way"):
         world.switch("home", run="run-2")
+    assert [line.partition(":")[0] for line in world.foresee()] == ["service"]
     world.switch()
     assert world.is_switched()
+    entries = SiteLog(PLAN, world.catalogs).entries
+    assert [(entry.step, entry.switch) for entry in entries] == [
+        ("asked", None),
+        ("made", "pointer"),
+        ("begun", "configuration"),
+        ("made", "configuration"),
+        ("begun", "service"),
+        ("made", "service"),
+    ]
+    assert {entry.left for entry in entries} == {"home"}
 
 
 @pytest.mark.requirement("R5.3")
@@ -232,6 +257,8 @@ def test_nothing_is_switched_where_one_switch_could_not_be(world: World) -> None
         world.switch(dns=Unreachable(world.dns, "list_hosted_zones_by_name"))
     with pytest.raises(NotSwitched, match="cannot be switched: No such file"):
         world.switch(checkout=world.checkout / "elsewhere")
+    with pytest.raises(NotSwitched, match="in Route 53"):
+        world.foresee(dns=Unreachable(world.dns, "list_hosted_zones_by_name"))
     assert world.state() == before
     assert SiteLog(PLAN, world.catalogs).entries == []
 
@@ -272,6 +299,8 @@ def test_what_somebody_else_changed_meanwhile_is_left_as_it_is_and_told(world: W
     with pytest.raises(HalfSwitched, match=r"production.env was changed by somebody else") as half:
         world.undo()
     assert "switched back: service of pointer, configuration, service" in half.value.what
+    left = foresee_undo(PLAN, run="run-1", catalogs=world.catalogs)
+    assert [line.partition(":")[0] for line in left] == ["configuration", "pointer"]
     assert "production.env.before-run-1" in half.value.mend
     assert world.file.read_text().endswith("SYNAPSE_HOTFIX=1\n")
     assert active_site(PLAN, world.catalogs).site == "dr"
