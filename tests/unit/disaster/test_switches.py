@@ -269,8 +269,9 @@ def test_what_nobody_can_mean_is_refused(world: World) -> None:
         world.switch("home")
     with pytest.raises(SwitchRefused, match="no site 'mars'"):
         world.switch("mars")
-    with pytest.raises(SwitchRefused, match="no name of a run"):
-        world.switch(run="../run")
+    for run in ("../run", "run/../../x", "-x", "x" * 101, ""):
+        with pytest.raises(SwitchRefused, match="no name of a run"):
+            world.switch(run=run)
     with pytest.raises(SwitchRefused, match="Nobody ever switched"):
         find_run(SiteLog(PLAN, world.catalogs))
     world.switch()
@@ -282,6 +283,10 @@ def test_what_nobody_can_mean_is_refused(world: World) -> None:
     assert find_run(SiteLog(PLAN, world.catalogs)).run == "run-2"
     with pytest.raises(SwitchRefused, match="run-1 is not the newest run: run-2 came after it"):
         world.undo()
+    with pytest.raises(SwitchRefused, match="run-1 is not the newest run"):
+        find_run(SiteLog(PLAN, world.catalogs), "run-1")
+    with pytest.raises(SwitchRefused, match="run-2 is to home, not to dr"):
+        world.switch(run="run-2")
     world.undo(run="run-2")
     with pytest.raises(SwitchRefused, match="run-2 was undone already, by bob: dr is active"):
         world.undo(run="run-2", undo="undo-2")
