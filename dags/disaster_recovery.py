@@ -8,20 +8,22 @@ from airflow.sdk import DAG, AsyncCallback, CronTriggerTimetable, DeadlineAlert,
 
 from include.airflow_plugin.deadline import Declared
 from include.disaster.plan import COPIES, MODES, TASKS, load_plan
+from include.operators.approval import APPROVE
 from include.operators.deadline import tell_rto_missed
+from include.operators.declared import PLAN
 from include.operators.disaster import (
     IN_TURN,
     ActivatePlan,
-    ApproveFailover,
     CheckApplicationState,
     CheckDataConsistency,
     CheckServiceHealth,
     CleanUp,
     PlanRecovery,
-    ReportDrill,
     RestoreFromBackup,
     SwitchToReplica,
 )
+from include.operators.drill_report import ReportDrill
+from include.operators.failover import ApproveFailover
 from include.operators.report import WATCHER, Delivered, Watcher
 from include.operators.site import SwitchSite
 from include.policy import load_policy
@@ -127,12 +129,12 @@ with DAG(
     switch = SwitchToReplica(**step("switch_to_replica"))
     locate = PlanRecovery(**step("plan_recovery"))
     approve = ApproveFailover(
-        **step("approve"),
+        **step(APPROVE),
+        shows=PLAN,
         subject="Fail over to {{ ti.xcom_pull(task_ids='activate_plan')['site'] }}?",
         body="{{ ti.xcom_pull(task_ids='activate_plan')['scenario'] }}, declared by "
         "{{ dag_run.triggering_user_name }}.\n\n```\n{{ ti.xcom_pull(task_ids='plan_recovery')['words'] }}\n```",
         response_timeout=plan.steps["approve"].limit,
-        fail_on_reject=True,  # else the report and the watcher are skipped with the rest
     )
     restore = RestoreFromBackup(**step("restore_from_backup"))
     data = CheckDataConsistency(**step("check_data_consistency"), restored_by="restore_from_backup")

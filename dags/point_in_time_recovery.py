@@ -6,11 +6,13 @@ from datetime import UTC, datetime
 
 from airflow.sdk import DAG, Param
 
+from include.operators.approval import APPROVE
 from include.operators.recovery import (
     EVERYTHING,
     LIVE,
+    LOCATE,
     SCRATCH,
-    Approve,
+    ApproveRecovery,
     LocateBackup,
     RemoveRecoveryDirectory,
     ReportRecovery,
@@ -133,14 +135,14 @@ with DAG(
         execution_timeout=policy.recovery.rto,
         doc_md="**R5.1** What the plan names is there and genuine; what was never proved since it was made is, now.",
     )
-    approve = Approve(
-        task_id="approve",
+    approve = ApproveRecovery(
+        task_id=APPROVE,
+        shows=LOCATE,
         subject="Replace what is live with {{ ti.xcom_pull(task_ids='select_timestamp')['target'] }}?",
         body="{{ ti.xcom_pull(task_ids='select_timestamp')['parts'] | join(', ') }} of Synapse will be replaced, as "
         "{{ dag_run.triggering_user_name }} asks. What is there is kept under another name.\n\n"
         "```\n{{ ti.xcom_pull(task_ids='locate_backup')['words'] }}\n```",
         response_timeout=policy.recovery.rto,
-        fail_on_reject=True,  # else the report and the watcher, which come right behind it, are skipped with the rest
         doc_md="**R5.1** For `live` only: somebody else than who triggered the run says yes, the plan before them.",
     )
     restore = RestoreData(

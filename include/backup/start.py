@@ -67,7 +67,7 @@ def start_snapshot(
         data = directory / DATA
         require_room(directory, manifest, manifest.wal.end_lsn)
         unpack_base(opened, data, policy=policy, account=account)
-        _verify(tools, manifest, data)
+        verify_base(tools, manifest, data)
         try:
             with replayed(
                 data,
@@ -125,8 +125,11 @@ def _history(archive: WalArchive, window: WalWindow) -> TimelineHistory:
     return TimelineHistory.parse(window.timeline, text)
 
 
-def _verify(tools: PostgresTools, manifest: Manifest, data: Path) -> None:
-    """Compare every file with the server's own manifest; where tablespaces are is the one thing that is ours."""
+def verify_base(tools: PostgresTools, manifest: Manifest, data: Path) -> None:
+    """Compare every file of an unpacked base with the server's own manifest; raises `RestoreDiffers`.
+
+    Before anything has changed it. The log is not in it; where tablespaces are is the one thing that is ours.
+    """
     argv = [tools.pg_verifybackup, "--no-parse-wal", "--quiet", "--ignore=tablespace_map", str(data)]
     done = subprocess.run(argv, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode:

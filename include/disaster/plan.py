@@ -78,7 +78,7 @@ class Site(Part):
     region: Text
     backups: Copy
     database_connection: Text
-    database: Name
+    database: Text
     objects_connection: Text
     configuration_connection: Text
     service_record: Text
@@ -114,17 +114,26 @@ class Drills(Part):
 class Scenario(Part):
     """A disaster: from which copies it is recovered, what comes back, to when, and the runbook for people.
 
-    `copies` begins with the one that is taken when nobody names one. `table` is set where it is one table alone.
+    `copies` begins with the one that is taken when nobody names one. `table` is set where it is one table alone. What
+    `stays` is not lost: a failover to the very site where it happened leaves it as it is.
     """
 
     title: Text
     copies: Some[Copy]
     restores: Some[SourceKind]
+    stays: tuple[SourceKind, ...] = ()
     runbook: Text
     target: Literal["latest", "last_good"] = "latest"
     table: Table | None = None
     fails_over: bool = True
     break_glass: bool = False
+
+    @field_validator("stays")
+    @classmethod
+    def _something_is_lost(cls, stays: tuple[SourceKind, ...], info: ValidationInfo) -> tuple[SourceKind, ...]:
+        if not set(stays) < set(info.data.get("restores", stays)) and stays:
+            raise refusal("is not less than what comes back.", "Name what is not lost, of `restores`, or nothing.")
+        return stays
 
 
 class Step(Part):

@@ -6,11 +6,9 @@ from abc import abstractmethod
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import TriggerRule
-from airflow.sdk.exceptions import AirflowSkipException
 
-from include.errors import Hopeless
+from include.operators.approval import APPROVE, Approve, NotAllowedOver, require_approval, who_answered
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
 from include.operators.validation import VALIDATIONS, Restored, in_words
@@ -24,11 +22,7 @@ if TYPE_CHECKING:
     from include.recovery.moments.planning import RecoveryPlan
 
 EVERYTHING, LIVE, SCRATCH = "everything", "live", "scratch"
-SELECT, LOCATE, APPROVE, RESTORE = "select_timestamp", "locate_backup", "approve", "restore_data"
-
-
-class NotAllowedOver(Hopeless):
-    """A recovery over what is live that was not asked for, not approved, or approved by who asked."""
+SELECT, LOCATE, RESTORE = "select_timestamp", "locate_backup", "restore_data"
 
 
 class RecoveryStep(Step):
@@ -123,19 +117,12 @@ class VerifyPlan(RecoveryStep):
         return prove_plan(_plan(here, context), here.catalog, here.policy, scratch=here.root)
 
 
-class Approve(ApprovalOperator):
-    """Ask a person, with the plan before them, whether what is live may be replaced (R5.1).
+class ApproveRecovery(Approve):
+    """Ask a person, the plan before them, whether what is live may be replaced; for scratch places nobody (R5.1)."""
 
-    For a scratch place nobody is asked: the task is skipped, and the next goes on. A rejection ends the run there, red.
-    """
-
-    ui_color = "#f2d5d5"
-
-    def execute(self, context: Context) -> Any:
-        """Wait for the answer, without a worker; raises `AirflowSkipException` when there is nothing to approve."""
-        if _told_by(context, SELECT)["where"] != LIVE:
-            raise AirflowSkipException("Nothing that is live is touched: nobody has to approve.")
-        return super().execute(context)
+    def needless(self, context: Context) -> str:
+        """Of scratch places."""
+        return "" if _told_by(context, SELECT)["where"] == LIVE else "Nothing that is live is touched: nobody is asked."
 
 
 class RestoreData(RecoveryStep):
@@ -155,7 +142,7 @@ class RestoreData(RecoveryStep):
 
         asked = _told_by(context, SELECT)
         if asked["where"] == LIVE:
-            require_approval(context)
+            require_approval(context, shown=LOCATE, what="recovery")
         plan, places = _plan(here, context), _places(here, asked)
         places.clear()
         scratch = here.root / _directory(asked)
@@ -208,7 +195,7 @@ class ReportRecovery(Teller):
             facts |= {"reaches": plan["reaches"], "base": plan["base"], "skew": plan["skew"]}
         approval = _told_by(context, APPROVE)
         if approval:
-            facts["answered by"] = f"{_name(approval)}: {', '.join(approval['chosen_options'])}"
+            facts["answered by"] = f"{who_answered(approval)}: {', '.join(approval['chosen_options'])}"
         facts |= _told_by(context, RESTORE) or {}
         validated = dict(in_words(context))
         facts |= validated
@@ -222,40 +209,8 @@ class ReportRecovery(Teller):
         return Notification("recovered" if done else "recovery_refused", about, facts, links=links)
 
 
-def require_approval(context: Context, *, task: str = APPROVE, what: str = "recovery") -> str:
-    """Raise `NotAllowedOver` unless somebody else than who triggered the run approved it; returns who did.
-
-    What counts is the answer to `task` itself: one that was marked as success by hand has none. Somebody whose name is
-    not known cannot be told from who answered, and is refused. `what` says in the error what it is that was asked for.
-    """
-    approval, asker = _told_by(context, task), context["dag_run"].triggering_user_name
-    if not approval or approval.get("chosen_options") != [ApprovalOperator.APPROVE]:
-        raise NotAllowedOver(
-            f"Nobody has approved this {what}, which changes what is live.",
-            mend=f"Clear `{task}`, and have somebody else answer it; marking it as success is no answer.",
-        )
-    answered = approval.get("responded_by_user") or {}
-    known = {str(answered[key]) for key in ("id", "name") if answered.get(key)}
-    if not asker or not known:
-        raise NotAllowedOver(
-            f"It is not known by name who asked for this {what}, or who approved it.",
-            mend="Trigger it in Airflow's pages or its API, as a person who is logged in.",
-        )
-    if asker in known:
-        raise NotAllowedOver(
-            f"{asker} has asked for this {what} and approved it: somebody else has to.",
-            mend=f"Clear `{task}`, and have somebody else answer it.",
-        )
-    return _name(approval)
-
-
 def _told_by(context: Context, task: str) -> Any:
     return context["ti"].xcom_pull(task_ids=task)
-
-
-def _name(approval: dict[str, Any]) -> str:
-    answered = approval.get("responded_by_user") or {}
-    return str(answered.get("name") or answered.get("id") or "nobody by name")
 
 
 def _directory(asked: Facts) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import TriggerRule
 from airflow.sdk.exceptions import AirflowSkipException
 
+from include.operators.approval import NotAllowedOver, require_approval
 from include.operators.copies import catalogs, reachable
-from include.operators.recovery import NotAllowedOver, require_approval
+from include.operators.declared import ACTIVATE, PLAN, RESTORE
 from include.operators.report import Teller, failures_of, links_of
 from include.operators.step import Facts, Step
 from include.operators.timed import TIMES, Timed
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from include.monitoring.messages import Notification
 
-ACTIVATE, RESTORE = "activate_plan", "restore_from_backup"
 FIND, SWITCH_BACK = "find_failover", "switch_back"
 DRILL = "drill"
 
@@ -29,23 +29,15 @@ class SwitchSite(Timed, Step):
     """Make the site of a failover the active one, with the approval of somebody else than who declared it (R5.3).
 
     A drill switches nothing: the task is skipped. Cleared, it goes on behind what is done.
-
-    :param activated_by: the task whose XCom says `mode`, `site`, `run`, `scenario`, `copy` and `by`.
-    :param approved_in: the task that asked a person.
     """
 
     ui_color = "#f2d5d5"
 
-    def __init__(self, *, activated_by: str = ACTIVATE, approved_in: str = "approve", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.activated_by = activated_by
-        self.approved_in = approved_in
-
     def _take(self, context: Context) -> Facts:
-        asked = context["ti"].xcom_pull(task_ids=self.activated_by)
+        asked = context["ti"].xcom_pull(task_ids=ACTIVATE)
         if asked["mode"] == DRILL:
             raise AirflowSkipException("A drill: no site is switched.")
-        approved_by = require_approval(context, task=self.approved_in, what="failover")
+        approved_by = require_approval(context, shown=PLAN, what="failover")
         _require_validated(context)
 
         from include.disaster.plan import load_plan  # noqa: PLC0415 - the engine
@@ -115,7 +107,7 @@ class SwitchBack(Step):
         from include.operators import connections  # noqa: PLC0415
         from include.operators.run import Surroundings  # noqa: PLC0415
 
-        approved_by = require_approval(context, what="undoing")
+        approved_by = require_approval(context, shown=FIND, what="undoing")
         found = context["ti"].xcom_pull(task_ids=FIND)
         plan, here = load_plan(), Surroundings(scratch_root=self.scratch_root)
         return undo_switches(

@@ -26,7 +26,6 @@ from include.recovery.cluster.base import unpack_base
 from include.recovery.cluster.control import Control
 from include.recovery.cluster.private_server import PrivateServer
 from include.recovery.cluster.room import require_room
-from include.recovery.cluster.soundness import check_files
 from include.recovery.cluster.target import StopAt
 from include.recovery.cluster.wal_spool import WalSpool, prove_row
 from include.recovery.opened import OpenedBackup
@@ -123,15 +122,14 @@ def recover(
     policy: Pipeline,
     progress: Progress,
     keep: bool = False,
-    verify: bool = False,
 ) -> Iterator[RecoveredCluster]:
     """Unpack `base` into `directory/data`, replay `wal` along `history` up to `stop`, and run a server on it.
 
     `directory` is made if need be, and must hold neither data nor tablespaces. With `keep` the stopped, synced data
     directory (and `directory/tablespaces`) stays, with the configuration that the base had, for somebody to start;
-    without it, and after any error, nothing does. With `verify` PostgreSQL compares every file of the base with its own
-    manifest first. Raises `NoRoom` before anything is fetched; `RecoveryStopped`, naming the place and the segment;
-    `StreamRefused`, `WalRefused` or `BaseRefused` naming the object; `LogIncomplete`; `BackupError`.
+    without it, and after any error, nothing does. Raises `NoRoom` before anything is fetched; `RecoveryStopped`, naming
+    the place and the segment; `StreamRefused`, `WalRefused` or `BaseRefused` naming the object; `LogIncomplete`;
+    `BackupError`.
     """
     manifest, account = base.manifest, server_account()
     tools = tools_of(manifest.database.server_version // 10_000)
@@ -145,8 +143,6 @@ def recover(
     unpacked = time.monotonic() - began
     finished = False
     try:
-        if verify:
-            check_files(tools, data)
         with replayed(
             data,
             archive,

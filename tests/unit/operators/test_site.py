@@ -14,6 +14,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from include.disaster.plan import load_plan
+from include.operators.approval import SHOWN, plan_state
 from include.operators.site import FindFailover, SwitchBack, SwitchSite
 from include.operators.step import ERROR
 from include.operators.validation import VALIDATIONS
@@ -52,10 +53,16 @@ def context(told: dict[str, Any]) -> Context:
             told[key] = value
 
         ti = SimpleNamespace(xcom_pull=pull, xcom_push=push)
-        run = SimpleNamespace(run_id="r", triggering_user_name=asker, run_after=datetime(2026, 11, 22, 12, tzinfo=UTC))
+        run = SimpleNamespace(run_id="r", triggering_user_name=asker, run_after=datetime.now(UTC))
         return {"ti": ti, "dag_run": run, "params": {"run": "", "because": "it came back", **form}}
 
+    show("plan_recovery", make(), told)
     return make
+
+
+def show(plan: str, context: Any, told: dict[str, Any]) -> None:
+    """What a task has told is before who approves."""
+    told[f"{SHOWN} of approve"] = plan_state(context, plan)
 
 
 @pytest.fixture
@@ -106,8 +113,14 @@ def test_a_failover_switches_and_is_undone_with_the_primary_lost(
     assert site() == SWITCHED
     assert (switched["active"], switched["before"], switched["untold"]) == ("dr", "home", {})
     told["find_failover"] = FindFailover(task_id="find_failover").execute(context())
+    show("find_failover", context(), told)
     found = {"run": ASKED["run"], "site": "dr", "back_to": "home", "copy": "replica", "by": "ada"}
     assert found.items() <= told["find_failover"].items()
+    told["find_failover"]["stands"] += "."
+    with pytest.raises(AirflowFailException, match="`find_failover` tells is not what bob has approved"):
+        SwitchBack(task_id="switch_back").execute(context())
+    assert site() == SWITCHED
+    show("find_failover", context(), told)
     undone = SwitchBack(task_id="switch_back").execute(context())
     assert site() == BEFORE
     assert undone["active"] == "home"
@@ -136,6 +149,7 @@ def test_nobody_switches_or_undoes_alone(
     told["approve"] = YES
     SwitchSite(task_id="switch_site").execute(context())
     told["find_failover"] = FindFailover(task_id="find_failover").execute(context())
+    show("find_failover", context(), told)
     told["approve"] = answer
     with pytest.raises(AirflowFailException, match=r"approved this undoing|this undoing and approved"):
         SwitchBack(task_id="switch_back").execute(context())
