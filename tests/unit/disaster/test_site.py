@@ -297,6 +297,18 @@ def test_while_a_run_stands_half_way_no_other_begins_and_no_site_is_settled(keyr
 
 
 @pytest.mark.requirement("R5.3")
+def test_where_the_log_lies_and_which_site_is_home_the_plan_says(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    switches = PLAN.switches.model_copy(update={"pointer": "elsewhere/"})
+    sites = {name: PLAN.sites[name] for name in ("dr", "home")}
+    plan = PLAN.model_copy(update={"switches": switches, "sites": sites})
+    assert active_site(plan, world.catalogs).site == "dr"
+    entry = SiteLog(plan, world.catalogs).append("asked", **SAID)
+    assert entry.home == "elsewhere/000001.json"
+    assert list(SiteLog(plan, world.catalogs).runs) == ["run-1"]
+
+
+@pytest.mark.requirement("R5.3")
 def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring, tmp_path: Path) -> None:
     world = World.make(keyring, tmp_path)
     world.attempt("switch")

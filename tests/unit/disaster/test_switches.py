@@ -31,6 +31,7 @@ from include.disaster.site import (
     undo_switches,
 )
 from include.disaster.site_log import LogsDiffer, SiteBusy, SiteLog, active_site
+from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, StoreError
 from include.repository.catalog import Catalog
@@ -194,6 +195,7 @@ def test_a_site_is_switched_to_and_back_and_everything_is_as_before(world: World
     undone = world.undo()
     assert world.state() == before
     assert (undone["active"], undone["switched_back"]) == ("home", ["service", "configuration", "pointer"])
+    assert undone["switched"] == []
     assert world.undo() == undone  # the same undoing again changes nothing
     assert len(SiteLog(PLAN, world.catalogs).entries) == 10  # and writes nothing down
     assert active_site(PLAN, world.catalogs).by == "bob"
@@ -284,6 +286,8 @@ def test_what_nobody_can_mean_is_refused(world: World) -> None:
     with pytest.raises(SwitchRefused, match="run-1 is not the newest run: run-2 came after it"):
         world.undo()
     with pytest.raises(SwitchRefused, match="run-1 is not the newest run"):
+        world.switch()  # whose task was cleared
+    with pytest.raises(SwitchRefused, match="run-1 is not the newest run"):
         find_run(SiteLog(PLAN, world.catalogs), "run-1")
     with pytest.raises(SwitchRefused, match="run-2 is to home, not to dr"):
         world.switch(run="run-2")
@@ -357,6 +361,10 @@ def test_with_one_bucket_away_the_other_tells_and_the_first_is_brought_up_when_i
     assert list(world.switch(catalogs=lost)["untold"]) == [primary.bucket.name]
     assert active_site(PLAN, lost).site == "dr"
     assert active_site(PLAN, [primary]).site == "home"  # it was away
+    with pytest.raises(StoreError, match=primary.bucket.name):
+        SiteLog(PLAN, [away])
+    with pytest.raises(BackupError, match="No bucket is named"):
+        SiteLog(PLAN, [])
     with pytest.raises(StoreError, match="does not answer, and the switches are written down there first"):
         world.undo(catalogs=[away, replica])
     # The way back, with the primary's as the copy that is written first: it is brought up before anything else.
