@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ from typing import Any, cast
 import pytest
 
 from include.disaster import route as routes
-from include.disaster.route import Route, plan_route, reopen_route
+from include.disaster.route import Route, SiteBusy, go, plan_route, reopen_route
 from include.policy import load_policy
+from include.recovery.moments.places import Places
 from include.recovery.moments.plan import NoTarget, Target, Unreachable
 from include.repository.catalog import Catalog
 from include.repository.manifest import Manifest, ManifestRefused
+from include.sandbox.postgres import PostgresServer
 from tests.manifests import MIDNIGHT, make
 
 POLICY = load_policy()
@@ -114,3 +117,35 @@ def test_to_the_latest_moment_whatever_is_newer(
     route = way(Held(OLD, NEW), target, reaches, monkeypatch, tmp_path)
     assert route.full == full
     assert route.reaches == (reaches if full is None else full.consistency_point.time)
+
+
+@pytest.mark.requirement("R5.3")
+def test_while_a_site_is_recovered_to_nobody_else_recovers_to_it(
+    postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As long as it goes on, and no longer: also where it failed. Other sites, and drills, are not waited for."""
+    came: list[str] = []
+
+    def places(database: str, *, live: bool = True) -> Places:
+        return Places(postgres18.superuser, database, None, "", None, (), live=live, run="r")
+
+    def recover(to: Places) -> Any:
+        return go(Route(full=OLD), cast("Catalog", None), POLICY, places=to, scratch=tmp_path)
+
+    def restore(*_: object, places: Places, **__: object) -> dict[str, Any]:
+        came.append(str(places.database))
+        if places.database == "synapse" and places.live:
+            with pytest.raises(SiteBusy, match=f"synapse on {postgres18.superuser.host}:{postgres18.port} now"):
+                recover(places)
+            recover(places_of_another)
+            recover(drill)
+            raise Unreachable("The store is away.", mend="Wait.")
+        return {}
+
+    places_of_another, drill = places("another"), places("synapse", live=False)
+    monkeypatch.setattr(routes, "reading", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(routes, "restore_backup", restore)
+    for _ in range(2):
+        with pytest.raises(Unreachable, match="away"):
+            recover(places("synapse"))
+    assert came == 2 * ["synapse", "another", "synapse"]
