@@ -54,6 +54,13 @@ def test_the_shipped_plan_has_every_step_and_fits_into_the_rto() -> None:
         ),
         ("    target: last_good", "    target: last_week", "scenarios.ransomware.target", "'latest' or 'last_good'"),
         ("    table: public.attachments", "    table: attachments", "scenarios.table_dropped.table", "attachments"),
+        ("stays: [objects, configuration]", "stays: [tables]", "scenarios.database_lost.stays[0]", "'objects'"),
+        (
+            "stays: [objects, configuration]",
+            "stays: [objects, configuration, database]",
+            "scenarios.database_lost.stays",
+            "not less than",
+        ),
         ("    owner: database\n", "    owner: ''\n", "steps.check_data_consistency.owner", "empty"),
         ("  approve:\n", "  agree:\n", "steps.agree", "'activate_plan'"),
     ],

@@ -22,11 +22,12 @@ from include.disaster.forecast import Forecast, Measured, Speeds
 from include.disaster.history import Phase
 from include.disaster.isolation import directory, stamp
 from include.disaster.last_good import Doubted, LastGood, Trusted
-from include.disaster.plan import COPIES, TASKS, load_plan
+from include.disaster.plan import COPIES, DEFAULT, ENVIRONMENT, TASKS, load_plan
 from include.disaster.route import Route
 from include.errors import BackupError
 from include.monitoring.messages import Notification
 from include.operators.approval import SHOWN, NotAllowedOver, plan_state
+from include.operators.declared import places_of
 from include.operators.disaster import (
     ActivatePlan,
     CheckServiceHealth,
@@ -36,7 +37,8 @@ from include.operators.disaster import (
     SwitchToReplica,
 )
 from include.operators.drill_report import ReportDrill
-from include.operators.failover import ApproveFailover, told_of_site
+from include.operators.failover import ApproveFailover, told_active, told_of_site
+from include.operators.run import Surroundings
 from include.operators.step import ERROR
 from include.operators.storage import ReapDrills
 from include.operators.timed import TIMES
@@ -355,6 +357,34 @@ def test_each_part_goes_to_its_place_and_the_validations_are_told_where(
 
 
 @pytest.mark.requirement("R5.3")
+def test_of_what_does_not_come_back_no_connection_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(DEFAULT.read_text().replace("[database, objects, configuration]", "[objects]", 1))
+    monkeypatch.setenv(ENVIRONMENT, str(file))
+    extra = {"region_name": "us-east-1", "service_config": {"s3": {"bucket_name": "b"}}}
+    aws = json.dumps({"conn_type": "aws", "login": "a", "password": "b", "extra": extra})
+    for conn_id in (PLAN.drills.objects_connection, "synapse_dr_objects"):
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", aws)
+    checkout = {"conn_type": "generic", "host": str(tmp_path)}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_CONFIGURATION", json.dumps(checkout))
+    here = Surroundings(scratch_root=str(tmp_path))
+    for run in (Run(), Run("failover", site="dr")):
+        places = places_of(here, load_plan(), cast("Any", {"ti": run.declared()}))
+        assert (places.server, places.database, places.configuration) == (None, None, None)
+        assert places.bucket
+
+
+@pytest.mark.requirement("R5.3")
+def test_with_no_bucket_that_answers_nobody_knows_which_site_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise BackupError("It does not answer.", mend="Wait.")
+
+    monkeypatch.setattr("include.operators.failover.catalogs", away)
+    declared = declare(PLAN, mode="failover", scenario="region_lost", site="dr", run="r", declared=NOW, by="ada")
+    assert told_active(Surroundings(scratch_root=""), PLAN, declared) == ""
+
+
+@pytest.mark.requirement("R5.3")
 @pytest.mark.usefixtures("connections")
 def test_of_a_failover_nothing_but_its_directory_is_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = CleanUp(task_id="clean_up", scratch_root=str(tmp_path))
@@ -431,11 +461,22 @@ def test_a_report_believes_no_mark_and_tells_people_also_where_nothing_can_be_ke
 
 @pytest.mark.requirement("R5.3")
 @pytest.mark.parametrize(
-    "live", ["synapse_backups_primary", "synapse_backups_replica", "synapse_objects", "synapse_dr_objects"]
+    "live",
+    [
+        "synapse_backups_primary",
+        "synapse_backups_replica",
+        "synapse_objects",
+        "synapse_live_objects",  # to which a recovery of any moment goes: the policy names it, whatever the plan says
+        "synapse_dr_objects",
+    ],
 )
 def test_a_drill_never_goes_into_a_bucket_that_is_used_in_earnest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: str
 ) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(DEFAULT.read_text().replace(": synapse_live_objects", ": synapse_home_objects"))
+    monkeypatch.setenv(ENVIRONMENT, str(file))
+
     def bucket(name: str) -> str:
         extra = {"region_name": "eu-west-1", "service_config": {"s3": {"bucket_name": name}}}
         return json.dumps({"conn_type": "aws", "login": "a", "password": "b", "extra": extra})

@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from include.disaster import history
 from include.disaster.history import Drill, Phase
-from include.disaster.plan import TASKS
+from include.disaster.plan import DEFAULT, ENVIRONMENT, TASKS
 from include.errors import Hopeless
 from include.monitoring.messages import Notification
 from include.operators.drill_report import ReportDrill
@@ -72,9 +72,10 @@ class Reported:
         self.kept.append(drill)
         return drill.home
 
-    def run(self, mode: str = "drill", **form: str) -> Run:
+    def run(self, mode: str = "drill", *, run_id: str = "manual__1", **form: str) -> Run:
         """A run whose steps went well, each a minute after the one before it; the checks of data were made twice."""
         run = Run(mode, copy="replica", **form).declared()
+        run.run_id = run_id
         run.states = dict.fromkeys(TASKS, "success")
         if mode == "drill":
             run.states |= {"approve": "skipped", "switch_site": "skipped"}
@@ -156,9 +157,9 @@ def test_what_failed_is_in_no_forecast_and_what_never_began_was_not_reached(repo
     states = {step.task: step.state for step in drill.steps}
     assert (states["clean_up"], states["switch_site"]) == ("not reached", "not reached")
     assert {phase.name for phase in drill.phases} == {"restore", "data_consistency", "application_state"}
-    run.states["check_service_health"] = "success"
-    run.states["a task of somebody's"] = "failed"
-    reported.of(run)
+    green = reported.run(run_id="manual__2")
+    green.states["a task that is no step"] = "failed"
+    assert reported.of(green).passed
     assert [told.kind for told in reported.told] == ["drill_failed", "drill_failed"]
 
 
@@ -175,8 +176,14 @@ def test_where_nothing_came_back_no_moment_is_claimed(reported: Reported) -> Non
 
 
 @pytest.mark.requirement("R5.2", "R5.3")
-def test_of_one_table_its_data_and_the_service_are_due(reported: Reported) -> None:
+def test_of_what_comes_back_alone_its_own_validations_are_due(
+    reported: Reported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert reported.of(reported.run(scenario="table_dropped")).due == ("data_consistency", "service_health")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(DEFAULT.read_text().replace("[database, objects, configuration]", "[objects]", 1))
+    monkeypatch.setenv(ENVIRONMENT, str(plan))
+    assert reported.of(reported.run(run_id="manual__2")).due == ("application_state",)
 
 
 @pytest.mark.requirement("R4.6")
