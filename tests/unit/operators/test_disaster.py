@@ -264,6 +264,15 @@ def test_who_clears_an_old_failover_of_somebody_else_does_not_fail_over_alone(tm
         run.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
 
 
+@pytest.mark.requirement("R5.2", "R5.3")
+@pytest.mark.parametrize("copy", COPIES)
+def test_a_page_is_kept_in_the_copy_that_is_there(monkeypatch: pytest.MonkeyPatch, copy: str) -> None:
+    monkeypatch.setattr(Surroundings, "backups_in", lambda _, copy: copy)
+    check = CheckServiceHealth(task_id="check_service_health", restored_by="restore_from_backup")
+    run = Run(scenario="database_lost", copy=copy).declared()
+    assert check.kept_in(Surroundings(scratch_root=""), cast("Any", {"ti": run})) == copy
+
+
 @pytest.mark.requirement("R5.3")
 def test_of_a_restore_that_was_marked_as_success_nothing_is_valid(tmp_path: Path) -> None:
     check = CheckServiceHealth(
