@@ -156,7 +156,10 @@ def test_when_the_primary_is_back_the_copy_that_knows_of_the_failover_undoes_it_
     show("find_failover", context(), told)
     assert SwitchBack(task_id="switch_back").execute(context())["untold"] == {}
     assert active_site(PLAN, [Surroundings(scratch_root="").catalog]).facts()["site"] == "home"
-    assert SiteLog(PLAN, [Surroundings(scratch_root="").catalog]).runs[ASKED["run"]].is_undone
+    run = SiteLog(PLAN, [Surroundings(scratch_root="").catalog]).runs[ASKED["run"]]
+    assert run.is_undone
+    assert run.undo
+    assert (run.undo.by, run.undo.approved_by, run.undo.because) == ("ada", "bob", "it came back")
 
 
 @pytest.mark.requirement("R4.6")
