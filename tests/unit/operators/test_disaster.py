@@ -27,7 +27,7 @@ from include.disaster.route import Route
 from include.errors import BackupError
 from include.monitoring.messages import Notification
 from include.operators.approval import SHOWN, NotAllowedOver, plan_state
-from include.operators.declared import places_of
+from include.operators.declared import parts_of, places_of
 from include.operators.disaster import (
     ActivatePlan,
     CheckServiceHealth,
@@ -189,6 +189,11 @@ def test_a_plan_is_of_the_parts_and_is_warned_of_and_says_where_it_goes(
     assert failover["active"] == "home"
     assert failover["words"].startswith("home is active\n")
     assert isinstance(asked["catalog"], Trusted)
+    for site, stays in (("home", ["objects", "configuration"]), ("dr", [])):  # of which home is the active one
+        run = Run("failover", "database_lost", site=site)
+        assert planned(run)["stays"] == stays
+        assert asked["what"] == [part for part in ("database", "objects", "configuration") if part not in stays]
+        assert list(parts_of(PLAN, cast("Any", {"ti": run}))) == asked["what"]
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
