@@ -330,6 +330,17 @@ def test_what_was_there_before_a_switch_is_what_was_found_first(keyring: Keyring
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
+def test_a_run_whose_first_entry_was_spoilt_is_undone_all_the_same(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    world.attempt("switch")
+    for bucket in (world.replica, world.primary):
+        bucket.objects[f"{PLAN.switches.pointer}000001.json"] = b"{}"
+    assert list(SiteLog(PLAN, world.catalogs).runs) == ["run-1"]
+    world.attempt("undo")
+    assert world.state() == BEGUN
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
 def test_a_number_that_a_forged_entry_takes_is_passed_over(keyring: Keyring, tmp_path: Path) -> None:
     """The other bucket tells more than the first, in which somebody put an entry of their own."""
     world = World.make(keyring, tmp_path)

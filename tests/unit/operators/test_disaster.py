@@ -248,6 +248,10 @@ def test_who_approves_is_told_what_is_at_the_site(
     connection |= {"login": login.user, "password": login.password}
     monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_DATABASE", json.dumps(connection))
     assert f"has no database {name}" in "\n".join(told_of_site(plan, declared, active, []))
+    assert "stays" not in "\n".join(told_of_site(plan, declared, active, []))
+    assert "stays          objects and files, as" in "\n".join(
+        told_of_site(plan, declared, active, ["objects", "files"])
+    )
     with login.connect(application_name="test", autocommit=True) as session:
         session.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         try:
@@ -375,10 +379,10 @@ def test_of_what_does_not_come_back_no_connection_is_asked_for(tmp_path: Path, m
     file = tmp_path / "plan.yaml"
     file.write_text(DEFAULT.read_text().replace("[database, objects, configuration]", "[objects]", 1))
     monkeypatch.setenv(ENVIRONMENT, str(file))
-    extra = {"region_name": "us-east-1", "service_config": {"s3": {"bucket_name": "b"}}}
-    aws = json.dumps({"conn_type": "aws", "login": "a", "password": "b", "extra": extra})
     for conn_id in (PLAN.drills.objects_connection, "synapse_dr_objects"):
-        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", aws)
+        extra = {"region_name": "us-east-1", "service_config": {"s3": {"bucket_name": f"of-{conn_id}"}}}
+        aws = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(aws))
     checkout = {"conn_type": "generic", "host": str(tmp_path)}
     monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_CONFIGURATION", json.dumps(checkout))
     here = Surroundings(scratch_root=str(tmp_path))
@@ -386,6 +390,13 @@ def test_of_what_does_not_come_back_no_connection_is_asked_for(tmp_path: Path, m
         places = places_of(here, load_plan(), cast("Any", {"ti": run.declared()}))
         assert (places.server, places.database, places.configuration) == (None, None, None)
         assert places.bucket
+    monkeypatch.setattr(RestoreFromBackup, "_by_route", lambda *_: {"objects": 0})
+    monkeypatch.setattr(Places, "clear", lambda _: [])
+    drill = Run().declared()
+    drill.take(RestoreFromBackup(task_id="restore_from_backup", scratch_root=str(tmp_path)))
+    restored = drill.left["restore_from_backup", "restored"]
+    assert (restored["database_connection"], restored["database"], restored["configuration"]) == (None, None, None)
+    assert (restored["objects_connection"], restored["whole"]) == (PLAN.drills.objects_connection, False)
 
 
 @pytest.mark.requirement("R5.3")
