@@ -327,6 +327,9 @@ def test_what_was_there_before_a_switch_is_what_was_found_first(keyring: Keyring
     for found in ("home", "dr"):
         record.append("begun", "service", found, **SAID)
     assert record.runs["run-1"].before == {"service": "home"}
+    for _ in range(3):
+        record.append("made", "pointer", **SAID)
+    assert not record.runs["run-1"].is_over  # one switch, however often it is written down
 
 
 @pytest.mark.requirement("R5.3", "R7.3")

@@ -198,7 +198,8 @@ def test_a_site_is_switched_to_and_back_and_everything_is_as_before(world: World
     assert undone["switched"] == []
     assert world.undo() == undone  # the same undoing again changes nothing
     assert len(SiteLog(PLAN, world.catalogs).entries) == 10  # and writes nothing down
-    assert active_site(PLAN, world.catalogs).by == "bob"
+    active = active_site(PLAN, world.catalogs)
+    assert (active.site, active.run, active.by, active.before) == ("home", "undo-1", "bob", "dr")
 
 
 @pytest.mark.requirement("R5.3", "R7.1")
