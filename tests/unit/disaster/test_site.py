@@ -27,7 +27,7 @@ from include.disaster.site import foresee_switch, is_active, switch_site, undo_s
 from include.disaster.site_log import SiteBusy, SiteLog, active_site
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
-from include.pipeline.store import ObjectExists, ObjectVersion
+from include.pipeline.store import ObjectExists, ObjectVersion, StoreError
 from include.repository.catalog import Catalog
 
 PLAN = load_plan()
@@ -297,6 +297,35 @@ def test_while_a_run_stands_half_way_no_other_begins_and_no_site_is_settled(keyr
 
 
 @pytest.mark.requirement("R5.3")
+def test_a_bucket_that_is_lost_meanwhile_stops_no_switch_and_is_told_of(
+    keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, asked = World.make(keyring, tmp_path), list[str]()
+    world.replica.objects[f"{PLAN.switches.pointer}of-000009.json"] = b"somebody's notes"
+
+    def away(key: str, body: bytes) -> None:
+        asked.append(key)
+        raise StoreError("It does not answer.", mend="Wait.")
+
+    monkeypatch.setattr(world.primary, "create", away)
+    said = {key: value for key, value in SAID.items() if key not in {"site", "left"}}
+    facts = switch_site(PLAN, "dr", **said, catalogs=world.catalogs, checkout=tmp_path, dns=world.zone)
+    assert (facts["active"], facts["untold"]) == ("dr", {"primary": "It does not answer."})
+    assert len(asked) == 1  # and is not waited for again
+    record = SiteLog(PLAN, world.catalogs[:1])
+    assert ([entry.number for entry in record.entries], record.refused) == ([1, 2, 3, 4, 5, 6], [])
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize("values", [{"A B": "x"}, {"1A": "x"}, {"A": "x\nB=y"}, {"A": "x\r"}, {"A": "\0"}, {"": "x"}])
+def test_what_is_no_line_of_an_environment_file_is_refused(tmp_path: Path, values: dict[str, str]) -> None:
+    file = tmp_path / "production.env"
+    file.write_text("A=1\n")
+    with pytest.raises(switches.NotSwitched, match="no line of an environment file"):
+        switches.EnvironmentFile(file, values, run="r").look()
+
+
+@pytest.mark.requirement("R5.3")
 def test_where_the_log_lies_and_which_site_is_home_the_plan_says(keyring: Keyring, tmp_path: Path) -> None:
     world = World.make(keyring, tmp_path)
     switches = PLAN.switches.model_copy(update={"pointer": "elsewhere/"})
@@ -317,6 +346,7 @@ def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring
     assert world.state() == BEGUN
     moments = [entry.when for entry in SiteLog(PLAN, world.catalogs).entries]
     assert moments == sorted(moments)
+    assert moments[0] - datetime(2026, 11, 22, tzinfo=UTC) < timedelta(minutes=1)  # by the store's clock, not by ours
 
 
 @pytest.mark.requirement("R5.3")
