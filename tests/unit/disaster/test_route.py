@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,7 +125,7 @@ def test_while_a_site_is_recovered_to_nobody_else_recovers_to_it(
     postgres18: PostgresServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As long as it goes on, and no longer: also where it failed. Other sites, and drills, are not waited for."""
-    came: list[str] = []
+    came, held = list[str](), list[str]()
 
     def places(database: str, *, live: bool = True) -> Places:
         return Places(postgres18.superuser, database, None, "", None, (), live=live, run="r")
@@ -132,7 +133,14 @@ def test_while_a_site_is_recovered_to_nobody_else_recovers_to_it(
     def recover(to: Places) -> Any:
         return go(Route(full=OLD), cast("Catalog", None), POLICY, places=to, scratch=tmp_path)
 
+    @contextmanager
+    def reading(_: object, backups: list[str], *__: object, **___: object) -> Iterator[None]:
+        held.extend(backups)
+        yield
+        del held[-len(backups) :]
+
     def restore(*_: object, places: Places, **__: object) -> dict[str, Any]:
+        assert OLD.id in held  # or retention might take it away meanwhile
         came.append(str(places.database))
         if places.database == "synapse" and places.live:
             with pytest.raises(SiteBusy, match=f"synapse on {postgres18.superuser.host}:{postgres18.port} now"):
@@ -143,7 +151,7 @@ def test_while_a_site_is_recovered_to_nobody_else_recovers_to_it(
         return {}
 
     places_of_another, drill = places("another"), places("synapse", live=False)
-    monkeypatch.setattr(routes, "reading", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(routes, "reading", reading)
     monkeypatch.setattr(routes, "restore_backup", restore)
     for _ in range(2):
         with pytest.raises(Unreachable, match="away"):

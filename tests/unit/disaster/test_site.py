@@ -412,3 +412,28 @@ def test_only_our_lines_of_an_environment_file_change(tmp_path: Path, content: b
     assert file.read_bytes() == wanted
     switch.restore(before)
     assert file.read_bytes() == content
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_somebody_else_wrote_before_a_try_that_goes_on_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    file.write_bytes(BEFORE + b"SYNAPSE_HOTFIX=1\n")
+    with pytest.raises(switches.ChangedMeanwhile, match="changed by somebody else"):
+        switch.make(before)
+    assert file.read_bytes() == BEFORE + b"SYNAPSE_HOTFIX=1\n"
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_had_the_values_already_needs_nothing_that_was_kept(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(AFTER)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    (tmp_path / "production.env.before-r").unlink()
+    switch.restore(before)
+    assert file.read_bytes() == AFTER
