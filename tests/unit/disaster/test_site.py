@@ -437,3 +437,17 @@ def test_what_had_the_values_already_needs_nothing_that_was_kept(tmp_path: Path)
     (tmp_path / "production.env.before-r").unlink()
     switch.restore(before)
     assert file.read_bytes() == AFTER
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_link_the_file_that_it_leads_to_is_switched(tmp_path: Path) -> None:
+    shared, link = tmp_path / "shared.env", tmp_path / "production.env"
+    shared.write_bytes(BEFORE)
+    link.symlink_to(shared)
+    switch = switches.EnvironmentFile(link, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    assert link.is_symlink()
+    assert shared.read_bytes() == AFTER
+    switch.restore(before)
+    assert shared.read_bytes() == BEFORE
