@@ -128,6 +128,7 @@ class MemoryZone:
         return {"ResourceRecordSets": [dict(each) for each in self.sets]}
 
     def change_resource_record_sets(self, *, HostedZoneId: str, ChangeBatch: dict[str, Any]) -> dict[str, Any]:  # noqa: N803
+        assert ChangeBatch["Changes"]  # Route 53 refuses a batch of nothing
         with self.deaths.around("change"):
             sets = list(self.sets)
             for change in ChangeBatch["Changes"]:
@@ -434,6 +435,7 @@ def test_what_had_the_values_already_needs_nothing_that_was_kept(tmp_path: Path)
     switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
     before = switch.look()
     switch.make(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["production.env", "production.env.before-r"]
     (tmp_path / "production.env.before-r").unlink()
     switch.restore(before)
     assert file.read_bytes() == AFTER
@@ -451,3 +453,57 @@ def test_of_a_link_the_file_that_it_leads_to_is_switched(tmp_path: Path) -> None
     assert shared.read_bytes() == AFTER
     switch.restore(before)
     assert shared.read_bytes() == BEFORE
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_somebody_else_writes_in_that_very_moment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    syncs: list[Path] = []
+
+    def synced(directory: Path) -> None:
+        syncs.append(directory)
+        if len(syncs) == 2:  # the first one is of what was kept
+            file.write_bytes(b"somebody else's")
+
+    monkeypatch.setattr(switches, "sync_directory", synced)
+    with pytest.raises(switches.ChangedMeanwhile, match="changed by somebody else"):
+        switch.make(before)
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_a_file_stays_its_owners(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    os.chown(file, 12345, 23456)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    switch.make(switch.look())
+    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 23456)
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_name_that_had_nothing_nothing_stays_and_each_try_waits_for_every_server() -> None:
+    zone = MemoryZone()
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    for tries in (1, 2):
+        name.make(before)
+        assert zone.sets == [cname(DR, 60)]
+        # The one before may have died before every server had its change: this one is behind that.
+        assert zone.deaths.calls.count("after change") == zone.deaths.calls.count("after wait") / 2 == tries
+    for _ in range(2):
+        name.restore(before)
+        assert zone.sets == []
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_change_that_is_not_there_when_it_is_read_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    monkeypatch.setattr(zone, "change_resource_record_sets", lambda **_: {"ChangeInfo": {"Status": "INSYNC"}})
+    with pytest.raises(switches.NotSwitched, match=r"was to have CNAME 60 dr.* and has CNAME 300 home"):
+        name.make(before)
