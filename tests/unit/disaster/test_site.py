@@ -507,3 +507,48 @@ def test_a_change_that_is_not_there_when_it_is_read_back_is_told(monkeypatch: py
     monkeypatch.setattr(zone, "change_resource_record_sets", lambda **_: {"ChangeInfo": {"Status": "INSYNC"}})
     with pytest.raises(switches.NotSwitched, match=r"was to have CNAME 60 dr.* and has CNAME 300 home"):
         name.make(before)
+
+
+ZONE = PLAN.switches.service.zone
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize(
+    ("zones", "found"),
+    [
+        ([(ZONE, False), ("synapse.example.org.", False)], "Z0"),  # the list begins with it, and goes on
+        ([(ZONE, True), (ZONE.upper(), False)], "Z1"),
+        ([(ZONE, False), (ZONE, False)], "There are 2 public zones"),
+        ([("synapse.example.org.", False)], "There are 0 public zones"),
+        ([], "There are 0 public zones"),
+    ],
+)
+def test_the_zone_is_the_one_public_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, zones: list[tuple[str, bool]], found: str
+) -> None:
+    listed = [
+        {"Id": f"/hostedzone/Z{number}", "Name": name, "Config": {"PrivateZone": private}}
+        for number, (name, private) in enumerate(zones)
+    ]
+    zone = MemoryZone()
+    monkeypatch.setattr(zone, "list_hosted_zones_by_name", lambda **_: {"HostedZones": listed})
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    if found.startswith("There"):
+        with pytest.raises(switches.NotSwitched, match=found):
+            name.look()
+    else:
+        assert name.look() == {"zone": found, "sets": []}
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_change_that_route_53_does_not_bring_to_its_servers_is_not_waited_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    monkeypatch.setattr(zone, "get_change", lambda **_: {"ChangeInfo": {"Id": "C1", "Status": "PENDING"}})
+    monkeypatch.setattr(switches, "INSYNC_WITHIN", 0.0)
+    with pytest.raises(switches.NotSwitched, match="has not brought it to all of its servers"):
+        name.make(before)
+    assert zone.sets == [cname(DR, 60)]
