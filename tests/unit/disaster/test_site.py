@@ -552,3 +552,31 @@ def test_a_change_that_route_53_does_not_bring_to_its_servers_is_not_waited_for_
     with pytest.raises(switches.NotSwitched, match="has not brought it to all of its servers"):
         name.make(before)
     assert zone.sets == [cname(DR, 60)]
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_other_names_of_the_zone_have_is_left_alone() -> None:
+    """A list begins with the name, and goes on with those behind it."""
+    other = {"Name": "www.synapse.example.", "Type": "A", "TTL": 60, "ResourceRecords": [{"Value": "192.0.2.1"}]}
+    zone = MemoryZone([cname(HOME, 300), other])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    assert before["sets"] == [cname(HOME, 300)]
+    name.make(before)
+    assert zone.sets == [other, cname(DR, 60)]
+    name.restore(before)
+    assert zone.sets == [other, cname(HOME, 300)]
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_route_53_refuses_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+
+    def refused(**_: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Not you."}}, "ChangeResourceRecordSets")
+
+    monkeypatch.setattr(zone, "change_resource_record_sets", refused)
+    with pytest.raises(switches.NotSwitched, match=r"Could not change app\..* in Route 53: AccessDenied Not you\."):
+        name.make(before)
