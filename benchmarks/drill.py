@@ -49,7 +49,7 @@ SCALES = (0.3, 1.5, 5.0)
 TRANSACTIONS = 1000
 """That somebody makes in the window behind the base, at the size 1."""
 POLICY = load_policy()
-_SHARED = "the recovered cluster's server is the restore's own, and its shared pages count in each of its processes"
+_SHARED = "the recovered cluster's server is the restore's own"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ class CommandFailedError(Exception):
 class Cost:
     """One run: seconds of wall and of CPU (user and system, children included), and the highest resident memory.
 
-    Memory is the sum over the command's whole process tree, sampled; pages that processes share count in each.
+    Memory is the sum over the command's whole process tree, sampled. What processes share (libraries, PostgreSQL's
+    buffers) counts once: as much as the one of them has that has most.
     """
 
     wall: float
@@ -55,13 +56,15 @@ def run(argv: Sequence[str], *, environment: Mapping[str, str], directory: Path,
 
 def _resident(root: int) -> int:
     """The resident bytes of a process and all below it."""
-    total, waiting = 0, [root]
+    own, shared, waiting = 0, 0, [root]
     while waiting:
         pid = waiting.pop()
         try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
+            resident, common = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
+            own += resident - common
+            shared = max(shared, common)
             for thread in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (thread / "children").read_text().split())
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return total
+    return (own + shared) * _PAGE_BYTES

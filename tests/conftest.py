@@ -83,6 +83,7 @@ def s3_primary(sandbox_directory: Path) -> Iterator[S3Server]:
     """The region that backups go to (R3.1)."""
     with S3Server(sandbox_directory / "s3-primary", region="eu-west-1") as server:
         yield server
+        server.crash()  # what it would save is removed
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +91,7 @@ def s3_replica(sandbox_directory: Path) -> Iterator[S3Server]:
     """The region that backups are copied to (R3.2), on a server of its own."""
     with S3Server(sandbox_directory / "s3-replica", region="us-east-1") as server:
         yield server
+        server.crash()
 
 
 @pytest.fixture(scope="session")
