@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +120,7 @@ def _installation(own: Path, postgres: PostgresServer, store: CephGateway, scale
 
 
 def _drill(made: Installation, scale: float, speeds: Speeds) -> Drilled:
-    root, stamped = made.keyring.parent, stamp(datetime.now(UTC))
+    root, stamped = made.keyring.parent, stamp(datetime.now(UTC), secrets.token_hex())
     scratch = root / directory_of(stamped)
     began = time.monotonic()
     route = plan_route(made.replica_catalog(), Target.parse("latest"), POLICY, scratch=root / "scratch")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,9 @@ class Run:
     """What a task sees of Airflow: the form, the XComs of the others, their states; `when` it was asked for."""
 
     dag_id, run_id, try_number, max_tries, when = "disaster_recovery", "manual__1", 3, 2, NOW
+    asked_by: str | None = "ada"
+    began_after: timedelta | None = timedelta()
+    """How long the scheduler took to begin it."""
 
     def __init__(self, mode: str = "drill", scenario: str = "region_lost", **form: str | None) -> None:
         empty = dict.fromkeys(("copy", "site", "target", "table", "failed_at"), "")
@@ -27,7 +30,7 @@ class Run:
 
     def declared(self) -> Run:
         """The first step is done."""
-        form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site")}
+        form = {name: self.params[name] for name in ("mode", "scenario", "copy", "site", "target")}
         said = declare(load_plan(), **form, run="20261122t100000000000", declared=self.when, by="ada").to_json()
         self.left["activate_plan", "return_value"] = said
         return self
@@ -47,7 +50,10 @@ class Run:
     def take(self, operator: Any) -> Any:
         """Carry out one of its tasks, and keep what it returns."""
         self.task_id = operator.task_id
-        run = SimpleNamespace(run_after=self.when, start_date=self.when, triggering_user_name="ada")
+        began = None if self.began_after is None else self.when + self.began_after
+        run = SimpleNamespace(
+            run_id=self.run_id, run_after=self.when, start_date=began, triggering_user_name=self.asked_by
+        )
         told = operator.execute({"ti": self, "dag_run": run, "params": self.params})
         self.left[operator.task_id, "return_value"] = told
         return told

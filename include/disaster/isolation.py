@@ -1,12 +1,13 @@
 """The places of a drill: beside everything that is live, of its own name, and gone without a trace when it is over.
 
-Each bears the run's stamp (`drill_20261122t103712123456`): so two drills never meet, and what a killed one leaves is
-known for what it is, and how old. Its login may create databases and write to the bucket for what is looked at; it need
-not, and in production must not, be able to write to anything live.
+Each bears the run's stamp (`drill_20261122t103712123456`): so two drills never meet, a task that is cleared finds its
+places again, and what a killed one leaves is known for what it is, and how old. Its login may create databases and
+write to the bucket for what is looked at; it need not, and in production must not, be able to write to anything live.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import shutil
@@ -43,9 +44,14 @@ class NotErased(BackupError):
     """Something that a drill made and that could not be removed."""
 
 
-def stamp(moment: datetime) -> str:
-    """The name of a run: its moment, to the microsecond."""
-    return f"{moment.astimezone(UTC):%Y%m%dt%H%M%S%f}"
+def stamp(moment: datetime, run_id: str) -> str:
+    """The name of a run: its moment, and in place of the microseconds six digits of what Airflow calls it.
+
+    Only these two stay as they are when a run is cleared, and whoever triggers it may choose a moment that another run
+    has, too.
+    """
+    digits = int.from_bytes(hashlib.sha256(run_id.encode()).digest()) % 10**6
+    return f"{moment.astimezone(UTC):%Y%m%dt%H%M%S}{digits:06}"
 
 
 def directory(run: str) -> str:
@@ -116,7 +122,11 @@ class Leftover:
 def leftovers(
     *, server: DatabaseLogin | None, bucket: Bucket | None, root: Path | None, before: datetime
 ) -> list[Leftover]:
-    """Every place of a drill that began before a moment, oldest first; a drill takes hours, so `before` is days ago."""
+    """Every place of a drill whose name is from before a moment, oldest first.
+
+    A drill takes hours, so `before` is days ago; one that was cleared, or asked for with an old moment, runs under an
+    old name all the same: the caller knows that none runs.
+    """
     found: list[Leftover] = []
     if server:
         with server.connect(application_name=APPLICATION, autocommit=True) as session:

@@ -69,6 +69,7 @@ class SelectArchive(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """The archive, its parts, and every place that is written to."""
+        from include.disaster.isolation import stamp  # noqa: PLC0415
         from include.recovery.archived import parts_of  # noqa: PLC0415
         from include.repository.layout import BackupId  # noqa: PLC0415
         from include.repository.shredding import require_key  # noqa: PLC0415
@@ -79,7 +80,7 @@ class SelectArchive(RecoveryStep):
         parts = parts_of(manifest)
         require_key(here.catalog, archive)
         here.catalog.verification(manifest).require(manifest.id)
-        run = f"{context['dag_run'].run_after.astimezone(UTC):%Y%m%dt%H%M%S%f}"
+        run = stamp(context["dag_run"].run_after, context["dag_run"].run_id)
         facts = {
             "archive": manifest.id,
             "parts": parts,

@@ -19,7 +19,7 @@ def _tell(context: dict[str, Any]) -> dict[str, Any]:
     from include.policy import load_policy  # noqa: PLC0415
 
     policy, run = load_policy(), context.get("dag_run") or {}
-    dag_id, run_id = str(run.get("dag_id", "disaster_recovery")), str(run.get("dag_run_id") or run.get("run_id") or "")
+    dag_id, run_id = str(run.get("dag_id", "disaster_recovery")), str(run.get("dag_run_id", ""))
     links = {"The run": run_url(dag_id, run_id), "The runbook": runbook_url(dag_id)}
     notification = Notification(
         "rto_missed",

@@ -86,7 +86,7 @@ class ActivatePlan(DisasterStep):
             target=form["target"] or "",  # a field that was emptied is None
             table=form["table"] or "",
             failed=form["failed_at"] or "",
-            run=stamp(run.run_after),
+            run=stamp(run.run_after, run.run_id),
             declared=run.run_after if run.triggering_user_name else (run.start_date or run.run_after),
             by=run.triggering_user_name,
         )

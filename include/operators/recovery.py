@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,6 +43,7 @@ class SelectTimestamp(RecoveryStep):
 
     def step(self, here: Surroundings, context: Context) -> Facts:
         """The target, the parts, and every place that is written to."""
+        from include.disaster.isolation import stamp  # noqa: PLC0415
         from include.recovery.moments.planning import EVERYTHING as ALL  # noqa: PLC0415
         from include.recovery.moments.planning import Target  # noqa: PLC0415
 
@@ -67,7 +67,7 @@ class SelectTimestamp(RecoveryStep):
                 mend="Recover it to scratch, and copy what is needed from there; or recover the database, whole.",
             )
         parts = [component.source] if component else list(ALL) if what == EVERYTHING else [what]
-        run = f"{context['dag_run'].run_after.astimezone(UTC):%Y%m%dt%H%M%S%f}"
+        run = stamp(context["dag_run"].run_after, context["dag_run"].run_id)
         facts = {
             "target": str(target),
             "parts": parts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +67,7 @@ class FindFailover(Step):
     """Find the failover that the form names, or the newest; refuse one that cannot be undone (R5.3)."""
 
     def _take(self, context: Context) -> Facts:
+        from include.disaster.isolation import stamp  # noqa: PLC0415
         from include.disaster.plan import load_plan  # noqa: PLC0415
         from include.disaster.site import SiteLog, SwitchRefused, find_run  # noqa: PLC0415
         from include.operators.run import Surroundings  # noqa: PLC0415
@@ -89,7 +89,7 @@ class FindFailover(Step):
             "asked": found.opened.when.isoformat(),
             "by": found.opened.by,
             "copy": next(copy for copy, catalog in copies.items() if catalog is record.told_by),
-            "undo": f"undo-{context['dag_run'].run_after.astimezone(UTC):%Y%m%dt%H%M%S%f}",
+            "undo": f"undo-{stamp(context['dag_run'].run_after, context['dag_run'].run_id)}",
             "because": form["because"],
         }
         self.log.info("%s to %s, asked for by %s: %s.", found.run, found.site, found.opened.by, found.stands())

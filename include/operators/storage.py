@@ -12,6 +12,9 @@ from include.operators.step import Facts, Step
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+RUNBOOK = "disaster_recovery"
+"""The DAG whose runs have the places of drills."""
+
 
 class Reap(Step):
     """Remove what dead runs left behind, after the policy's time (law 5).
@@ -51,9 +54,17 @@ class Reap(Step):
 
 
 class ReapDrills(Step):
-    """Remove what drills left that were killed with everything around them, after the policy's time (law 5)."""
+    """Remove what drills left that were killed with everything around them, after the policy's time (law 5).
+
+    Nothing while a run of the runbook is under way: a run that was cleared, or triggered for a moment of long ago, has
+    places with an old name.
+    """
 
     def _take(self, context: Context) -> Facts:
+        if under_way := context["ti"].get_dr_count(dag_id=RUNBOOK, states=["queued", "running"]):
+            self.log.warning("%s runs of %s are under way: what drills left stays until then.", under_way, RUNBOOK)
+            return {"removed": 0, "under_way": under_way}
+
         from include.disaster.isolation import leftovers, remove  # noqa: PLC0415
         from include.disaster.plan import load_plan  # noqa: PLC0415
         from include.operators import connections  # noqa: PLC0415

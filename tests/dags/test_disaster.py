@@ -193,7 +193,7 @@ def drill_login(server: PostgresServer) -> dict[str, object]:
 
 def stamp_of(run: str) -> str:
     """The name of a run of the runbook, as its id tells the moment."""
-    return stamp(datetime.fromisoformat(run.removeprefix("manual__")))
+    return stamp(datetime.fromisoformat(run.removeprefix("manual__")), run)
 
 
 @pytest.mark.requirement("R5.2", "R5.3", "R7.3")

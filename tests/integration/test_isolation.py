@@ -75,8 +75,7 @@ def test_a_drill_leaves_nothing_and_another_one_is_not_touched(
     login: DatabaseLogin, looked_at: Bucket, tmp_path: Path
 ) -> None:
     one, other = (
-        drill_places(stamp(moment), server=login, bucket=looked_at, root=tmp_path)
-        for moment in (NOW, NOW + timedelta(microseconds=1))
+        drill_places(stamp(NOW, run), server=login, bucket=looked_at, root=tmp_path) for run in ("one", "other")
     )
     for places in (one, other):
         fill(places, looked_at)
@@ -94,7 +93,7 @@ def test_a_drill_leaves_nothing_and_another_one_is_not_touched(
 def test_a_database_goes_with_who_is_in_it_and_the_autovacuum_that_came_by(
     postgres18: PostgresServer, login: DatabaseLogin, tmp_path: Path
 ) -> None:
-    places = drill_places(stamp(NOW + timedelta(seconds=2)), server=login, bucket=None, root=tmp_path)
+    places = drill_places(stamp(NOW + timedelta(seconds=2), "run"), server=login, bucket=None, root=tmp_path)
     with (
         postgres18.superuser.connect(application_name="test", autocommit=True) as superuser,
         often_vacuumed(superuser),
@@ -134,7 +133,7 @@ def often_vacuumed(superuser: Connection) -> Iterator[None]:
 @pytest.mark.requirement("R5.3")
 def test_what_a_killed_drill_left_goes_when_it_is_old(login: DatabaseLogin, looked_at: Bucket, tmp_path: Path) -> None:
     old, young = (
-        drill_places(stamp(moment), server=login, bucket=looked_at, root=tmp_path)
+        drill_places(stamp(moment, "run"), server=login, bucket=looked_at, root=tmp_path)
         for moment in (NOW - timedelta(days=3), NOW)
     )
     for places in (old, young):
@@ -154,7 +153,7 @@ def test_what_a_killed_drill_left_goes_when_it_is_old(login: DatabaseLogin, look
 def test_what_cannot_be_removed_is_named_when_all_else_is_gone(
     postgres18: PostgresServer, login: DatabaseLogin, looked_at: Bucket, tmp_path: Path
 ) -> None:
-    places = drill_places(stamp(NOW + timedelta(seconds=1)), server=login, bucket=looked_at, root=tmp_path)
+    places = drill_places(stamp(NOW + timedelta(seconds=1), "run"), server=login, bucket=looked_at, root=tmp_path)
     fill(places, looked_at)
     with postgres18.superuser.connect(application_name="test", autocommit=True) as session:
         name = sql.Identifier(str(places.database))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from psycopg import sql
 
 from include.backup.full import make_full_backup
 from include.backup.snapshot import make_snapshot
@@ -64,8 +66,68 @@ def test_a_full_backup_comes_back_whole_to_the_places_of_a_drill(
     assert written.inventory.rows == facts["restored_rows"] == manifest.database.rows
     assert written.objects == manifest.objects.objects == len(list(bucket.keys(places.prefix)))
     assert written.commit == manifest.consistency_point.configuration_commit
+    assert written.tables == ()
+    assert "privileges" in " ".join(written.left_out)
     assert expected.stat().st_mode & 0o777 == 0o600
     erase(places, tmp_path)
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_full_backup_one_table_comes_back_alone(
+    installation: Installation, catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    run, tables = f"20261122t{secrets.randbelow(10**12):012}", ("public.attachments",)
+    places = drill_places(run, server=installation.scratch, bucket=None, root=None, tables=tables)
+    go(Route(full=manifest), catalog, POLICY, places=places, scratch=tmp_path / "scratch")
+    written = Expected.read(tmp_path / "scratch" / EXPECTED)
+    assert (written.tables, written.objects, written.commit) == (tables, None, None)
+    with installation.scratch.with_database(f"drill_{run}").connect(application_name="test") as session:
+        named = "SELECT schemaname || '.' || tablename FROM pg_tables WHERE schemaname = 'public'"
+        assert session.execute(named).fetchall() == [tables]
+    erase(places, tmp_path)
+
+
+@pytest.mark.requirement("R5.3")
+def test_over_what_is_live_a_full_backup_comes_back_whole_and_what_was_there_is_kept(
+    installation: Installation, catalog: Catalog, manifest: Manifest, tmp_path: Path
+) -> None:
+    superuser, primary = installation.postgres.superuser, installation.primary
+    bucket = Bucket(primary.session(), installation.recovered, region=primary.region, endpoint_url=primary.endpoint_url)
+    key = min(installation.synapse.fingerprint().objects)
+    bucket.put(key, b"changed since")
+    bucket.put("users/own.txt", b"written since")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "edited.txt").write_text("since")
+    with superuser.connect(application_name="test", autocommit=True) as session:
+        session.execute("CREATE DATABASE synapse_over")
+    over = superuser.with_database("synapse_over")
+    with over.connect(application_name="test", autocommit=True) as session:
+        session.execute("CREATE TABLE written_since ()")
+    places = Places(superuser, "synapse_over", bucket, "", checkout, (), live=True, run="20261122t000000000000")
+    objects_alone = replace(places, server=None, database=None, configuration=None)
+    first, again = (
+        go(Route(full=manifest), catalog, POLICY, places=each, scratch=tmp_path / "scratch")
+        for each in (places, objects_alone)
+    )
+    source = installation.synapse.bucket
+    assert bucket.read(key) == primary.client().get_object(Bucket=source, Key=key)["Body"].read()
+    assert bucket.read("users/own.txt") == b"written since"
+    assert first["objects"] == manifest.objects.objects > again["objects"]  # the second time most are there
+    assert Expected.read(tmp_path / "scratch" / EXPECTED).objects == manifest.objects.objects
+    assert (checkout / ".git").is_dir()
+    assert [path.name for path in tmp_path.glob("*/edited.txt")] == ["edited.txt"]
+    assert not (checkout / "edited.txt").exists()
+    kept = first["database_replaced"]
+    with superuser.with_database(kept).connect(application_name="test", autocommit=True) as session:
+        assert session.execute("SELECT to_regclass('written_since')::text").fetchone() == ("written_since",)
+    with superuser.connect(application_name="test", autocommit=True) as session:
+        owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'synapse_over'"
+        assert session.execute(owner).fetchone() == ("synapse_app",)
+        for name in ("synapse_over", kept):
+            session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
+    for version in list(bucket.versions("")):
+        bucket.delete_version(version.key, version.version_id)
 
 
 @pytest.mark.requirement("R5.3")

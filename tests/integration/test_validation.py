@@ -176,6 +176,8 @@ def test_of_a_part_only_that_is_looked_at(
             session.execute(f'DROP DATABASE "{name}"'.encode())
 
 
+WORDS = ("as recorded", "something else")
+"""Of a digest nothing else is told."""
 BREAKS = {
     "a dropped row": (
         "CREATE TABLE pg_temp.kept AS SELECT * FROM feature_flags LIMIT 1;"
@@ -231,6 +233,11 @@ BREAKS = {
         "SELECT setval('invoices_id_seq', last_value) FROM stood; DROP TABLE stood",
         {("last number given out", "public.invoices_id_seq"), ("sequence's position", "public.invoices_id_seq")},
     ),
+    "a sequence that is gone": (
+        "ALTER SEQUENCE invoices_id_seq RENAME TO another_seq",
+        "ALTER SEQUENCE another_seq RENAME TO invoices_id_seq",
+        {("sequences", "public.invoices_id_seq"), ("sequences", "all sequences")},
+    ),
     "a constraint that nobody looked into": (
         "UPDATE pg_constraint SET convalidated = false WHERE conname = 'chats_user_id_fkey'",
         "UPDATE pg_constraint SET convalidated = true WHERE conname = 'chats_user_id_fkey'",
@@ -270,10 +277,22 @@ def test_data_that_is_not_as_it_was_is_told_by_name(back: Back, name: str) -> No
     with broken(back.database, breaking, mending):
         validation = data(back)
     assert failures(validation) == expected
+    assert all((check.expected, check.found) == WORDS for check in validation.failed if check.name == "content")
     subject = next(iter(sorted(expected)))[1]
     with pytest.raises(NotValid) as told:
         validation.require()
     assert subject in told.value.what
+
+
+@pytest.mark.requirement("R5.2")
+def test_where_nobody_noted_the_constraints_each_that_is_there_was_looked_into(back: Back) -> None:
+    """As after a full backup."""
+    breaking, mending, _ = BREAKS["a constraint that nobody looked into"]
+    unnoted = replace(back.recovered.expected, constraints=())
+    with broken(back.database, breaking, mending):
+        [check] = data(back, expected=unnoted).failed
+    assert (check.name, check.found) == ("constraint", "not validated")
+    assert check.subject.startswith("public.chats: chats_user_id_fkey")
 
 
 @pytest.mark.requirement("R5.2")

@@ -36,6 +36,7 @@ def test_what_is_named_goes_before_the_scenario() -> None:
     )
     assert (said.copy, said.site, said.drill) == ("replica", "dr", False)
     assert said.failed == NOW - timedelta(minutes=30)
+    assert (said.run, said.declared, said.by) == ("20261122t100000000000", NOW, "ada")
     elsewhere = declared(failed="2026-11-22T11:30:00+02:00")
     assert elsewhere.failed.isoformat() == "2026-11-22T09:30:00+00:00"
     assert declared(scenario="table_dropped", table="public.users").table == "public.users"

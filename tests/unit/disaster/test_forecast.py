@@ -94,6 +94,16 @@ def test_what_does_not_come_back_takes_no_time() -> None:
         "data_consistency",
         "service_health",
     }
+    files = set(amounts(planned(500 * MB, 10, ("objects",))))
+    assert files == {"steps", "objects", "application_state", "service_health"}
+
+
+def test_log_counts_from_the_base_on_and_a_base_with_all_its_tablespaces() -> None:
+    plan = planned(500 * MB, 10)
+    assert amounts(plan)["replay"] == 10 * SEGMENT
+    more = (*plan.base.artifacts, artifact("database/tablespace-16384.tar", 70 * MB))
+    whole = replace(plan, base=plan.base.model_copy(update={"artifacts": more}))
+    assert amounts(whole)["unpack"] == 570 * MB
 
 
 def test_a_full_backup_is_restored_not_replayed() -> None:
@@ -122,6 +132,8 @@ def test_each_increment_of_objects_counts_and_an_empty_cluster_has_no_rows() -> 
 def test_until_somebody_measured_it_a_base_comes_no_faster_than_it_was_stored() -> None:
     plan = replace(planned(500 * MB, 10), download_bytes=250 * MB, download_seconds=1000)
     assert forecast(plan, Speeds()).seconds["unpack"] == pytest.approx(500)  # half of it is the base
+    near = replace(plan, download_seconds=1e-3)
+    assert forecast(near, Speeds()).seconds["unpack"] == pytest.approx(COSTS["unpack"].of(500 * MB))
     known = Cost(1.0, 1e-9)
     assert forecast(plan, Speeds({"unpack": known})).seconds["unpack"] == pytest.approx(known.of(500 * MB))
 
@@ -142,6 +154,9 @@ def test_what_drills_took_says_how_fast_this_place_is_phase_by_phase() -> None:
     assert told.seconds["replay"] == pytest.approx(3 * guess.seconds["replay"], rel=0.02)
     assert told.seconds["copy"] == pytest.approx(guess.seconds["copy"], rel=0.02)
     assert "replay" not in told.guessed
+    [measured, *_] = told.lines()
+    assert "of which nobody has measured here: steps, unpack, objects" in measured
+    assert next(Forecast({"steps": 60.0}, {}, ()).lines()) == "forecast       1.0 min"
     assert {"objects", "steps"} <= set(told.guessed)
     assert "restore" not in Speeds.measured(slow).costs  # what took no time was not measured
 

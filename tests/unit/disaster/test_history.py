@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
 
 import pytest
@@ -19,7 +19,7 @@ from include.disaster.history import (
     store_drill,
 )
 from include.disaster.plan import load_plan
-from include.pipeline.store import Bucket
+from include.pipeline.store import Bucket, ObjectExists
 from include.repository.catalog import Catalog
 
 NOW = datetime(2026, 11, 22, 10, tzinfo=UTC)
@@ -61,6 +61,7 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
     assert (drill.rto, drill.rpo, drill.rpo_files) == tuple(timedelta(minutes=number) for number in (20, 1, 45))
     assert drill.passed
     assert drill.facts()["RTO"] == "0:20:00 of 4:00:00"
+    assert made(healthy=NOW + timedelta(hours=4)).passed  # on the second
     after_the_failure = made(reaches=NOW, files_as_of=NOW)
     assert (after_the_failure.rpo, after_the_failure.rpo_files) == (timedelta(), timedelta())
 
@@ -74,6 +75,7 @@ def test_rto_counts_from_the_declaration_and_rpo_back_from_the_failure() -> None
         ({"files_as_of": NOW - timedelta(hours=2)}, "RPO of files of 1:30:00 missed: 1:55:00"),
         ({"healthy": None}, "nobody found it in health"),
         ({"reaches": None, "healthy": None}, "nothing came back"),
+        ({"reaches": None, "healthy": None, "checks": (), "due": ("service_health",)}, "nothing came back"),
         ({"steps": (StepTime(task="clean_up", state="failed"),)}, "clean_up failed"),
         ({"checks": (HELD.model_copy(update={"passed": False, "found": "6 rows"}),)}, "rows of public.users"),
         ({"checks": ()}, "nothing was looked at"),
@@ -110,6 +112,33 @@ def test_whatever_was_not_kept_is_told(changed: dict[str, Any], words: str) -> N
     assert words in str(drill.facts()["missed"])
 
 
+@pytest.mark.requirement("R5.3", "R5.4", "R5.5")
+def test_a_run_is_told_step_by_step_and_what_failed_first() -> None:
+    """As it goes: each step behind the one before it, and nobody looked too early."""
+    names = ["plan_recovery", "restore_from_backup", "check_service_health", "clean_up"]
+    times = [NOW + timedelta(seconds=12.3 * number) for number in range(5)]
+    steps = [
+        StepTime(task=task, state="success", began=began, ended=ended)
+        for task, began, ended in zip(names, times, times[1:], strict=False)
+    ]
+    skipped = StepTime(task="switch_site", state="skipped")
+    drill = made(steps=(*steps, skipped), due=("data_consistency",))
+    assert drill.passed
+    facts = drill.facts()
+    assert (facts["step clean_up"], facts["step switch_site"]) == ("12.3 s", "skipped")
+    assert (facts["forecast"], facts["checks"]) == ("0:18:20", "1 of 1 held")
+    assert "missed" not in facts
+    broken = HELD.model_copy(update={"passed": False, "found": "6 rows", "subject": "public.chats"})
+    red = made(checks=(HELD, broken), files_as_of=None, healthy=None, forecast_seconds=None)
+    assert (red.facts()["RTO"], red.facts()["RPO of files"]) == ("not reached of 4:00:00", "not reached of 1:30:00")
+    assert red.facts()["checks"] == "1 of 2 held"
+    assert "forecast" not in red.facts()
+    assert list(red.lines())[-2:] == [
+        "data_consistency: rows of public.chats: 6 rows (FAILED, expected 7 rows)",
+        "data_consistency: rows of public.users: 7 rows (ok)",
+    ]
+
+
 @pytest.mark.requirement("R5.3", "R9")
 def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_over(
     catalog: Catalog, caplog: pytest.LogCaptureFixture
@@ -121,8 +150,10 @@ def test_the_newest_of_each_is_known_from_the_bucket_and_a_forged_one_is_passed_
     forged["healthy"] = None
     key = made(declared=NOW + timedelta(days=1)).home
     catalog.bucket.create(key, json.dumps(forged, sort_keys=True, separators=(",", ":")).encode())
+    between = made(scenario="airflow_lost", declared=NOW - timedelta(days=30))
+    store_drill(catalog.bucket, catalog.keyring, between)
     known = read_drills([catalog, catalog])
-    assert known == [old, new]
+    assert known == [old, between, new]
     assert key in caplog.text
     assert newest_drills(PLAN, known)["region_lost", "replica"] == new
 
@@ -153,6 +184,26 @@ def test_where_a_store_ignores_the_condition_a_second_report_is_not_lost_behind_
 
 
 @pytest.mark.requirement("R5.3", "R9")
+def test_a_record_is_what_was_written_first_and_has_one_name(catalog: Catalog) -> None:
+    drill = made()
+    store_drill(catalog.bucket, catalog.keyring, drill)
+    catalog.bucket.put(drill.home, made(by="mallory").sealed(catalog.keyring))
+    assert read_drills([catalog]) == [drill]
+    elsewhere = NOW.astimezone(timezone(timedelta(hours=14)))
+    assert made(run="r", declared=elsewhere).home == made(run="r").home
+
+
+@pytest.mark.requirement("R5.3", "R9")
+def test_a_store_that_takes_no_record_is_not_asked_for_ever(catalog: Catalog) -> None:
+    class Full:
+        def create(self, *_: object) -> None:
+            raise ObjectExists("It is there.", mend="Look.")
+
+    with pytest.raises(ObjectExists):
+        store_drill(cast("Bucket", Full()), catalog.keyring, made(report=998))
+
+
+@pytest.mark.requirement("R5.3", "R9")
 def test_the_turn_of_one_copy_is_among_its_own_drills() -> None:
     assert next_drill(PLAN, [], "primary") == next(each for each in PLAN.subjects() if each[1] == "primary")
     drills = [made(scenario=scenario, from_copy=copy) for scenario, copy in PLAN.subjects() if copy == "replica"]
@@ -170,6 +221,8 @@ def test_the_turn_is_whose_drill_was_longest_ago() -> None:
     ]
     assert next_drill(PLAN, sorted(drills, key=lambda drill: drill.declared)) == PLAN.subjects()[-1]
     assert next_drill(PLAN, drills[1:]) == PLAN.subjects()[0]
+    of_another_plan = made(scenario="flood", declared=NOW - timedelta(days=999))
+    assert next_drill(PLAN, [of_another_plan, *drills]) == PLAN.subjects()[-1]
 
 
 @pytest.mark.requirement("R9")

@@ -6,8 +6,16 @@ from typing import Any
 
 import pytest
 
-from include.disaster.signs import changed_many, may_have_changed_many, rewritten_log, stopped_compressing
+from include.disaster.signs import (
+    CLUSTER,
+    changed_many,
+    may_have_changed_many,
+    rewritten_log,
+    stopped_compressing,
+    weights,
+)
 from include.policy import load_policy
+from include.repository.contents import STRUCTURE
 from include.repository.manifest import Artifact, Manifest, StoredSegment
 from tests.manifests import make, window
 
@@ -112,6 +120,18 @@ def test_log_of_a_mass_of_random_rows(log: tuple[int, int], found: bool) -> None
     assert bool(list(rewritten_log(increment(*log), snapshot(500, 100), POLICY))) == found
 
 
+def test_what_was_never_smaller_than_itself_tells_nothing_and_a_base_has_its_tablespaces() -> None:
+    photographs = full(0, dump=(100, 30), objects=(400, 400))
+    assert list(stopped_compressing(photographs, [photographs], POLICY)) == []
+    base = snapshot(500, 100)
+    [tar] = base.artifacts
+    more = (tar, tar.model_copy(update={"name": "database/tablespace-16384.tar"}))
+    assert weights(base.model_copy(update={"artifacts": more}))[CLUSTER].raw == 1000 * MB
+    listed = photographs.artifacts[0].model_copy(update={"name": "database/inventory.json", "component": STRUCTURE})
+    told = weights(photographs.model_copy(update={"artifacts": (*photographs.artifacts, listed)}))
+    assert set(told) == {"user_data", "objects of user_uploads"}
+
+
 def test_without_a_base_no_log_is_weighed() -> None:
     assert list(rewritten_log(increment(400, 400), None, POLICY)) == []
 
@@ -126,5 +146,6 @@ def test_many_objects_changed_at_once() -> None:
     one_more = increment(1, 1, objects=1)
     assert may_have_changed_many(increment(1, 1, objects=90, deleted=0), few, [one_more], POLICY)
     assert list(changed_many(240, 1000, [3, 5])) == []
+    assert list(changed_many(250, 1000, [])) != []  # the first increment there is
     assert list(changed_many(300, 1000, [3, 5, 300])) != []
     assert list(changed_many(300, 1000, [290, 310])) == []  # every hour is like that

@@ -27,7 +27,7 @@ from include.disaster.site import foresee_switch, is_active, switch_site, undo_s
 from include.disaster.site_log import SiteBusy, SiteLog, active_site
 from include.errors import BackupError
 from include.pipeline.keys import Keyring
-from include.pipeline.store import ObjectExists, ObjectVersion
+from include.pipeline.store import ObjectExists, ObjectVersion, StoreError
 from include.repository.catalog import Catalog
 
 PLAN = load_plan()
@@ -128,6 +128,7 @@ class MemoryZone:
         return {"ResourceRecordSets": [dict(each) for each in self.sets]}
 
     def change_resource_record_sets(self, *, HostedZoneId: str, ChangeBatch: dict[str, Any]) -> dict[str, Any]:  # noqa: N803
+        assert ChangeBatch["Changes"]  # Route 53 refuses a batch of nothing
         with self.deaths.around("change"):
             sets = list(self.sets)
             for change in ChangeBatch["Changes"]:
@@ -297,6 +298,47 @@ def test_while_a_run_stands_half_way_no_other_begins_and_no_site_is_settled(keyr
 
 
 @pytest.mark.requirement("R5.3")
+def test_a_bucket_that_is_lost_meanwhile_stops_no_switch_and_is_told_of(
+    keyring: Keyring, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, asked = World.make(keyring, tmp_path), list[str]()
+    world.replica.objects[f"{PLAN.switches.pointer}of-000009.json"] = b"somebody's notes"
+
+    def away(key: str, body: bytes) -> None:
+        asked.append(key)
+        raise StoreError("It does not answer.", mend="Wait.")
+
+    monkeypatch.setattr(world.primary, "create", away)
+    said = {key: value for key, value in SAID.items() if key not in {"site", "left"}}
+    facts = switch_site(PLAN, "dr", **said, catalogs=world.catalogs, checkout=tmp_path, dns=world.zone)
+    assert (facts["active"], facts["untold"]) == ("dr", {"primary": "It does not answer."})
+    assert len(asked) == 1  # and is not waited for again
+    record = SiteLog(PLAN, world.catalogs[:1])
+    assert ([entry.number for entry in record.entries], record.refused) == ([1, 2, 3, 4, 5, 6], [])
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize("values", [{"A B": "x"}, {"1A": "x"}, {"A": "x\nB=y"}, {"A": "x\r"}, {"A": "\0"}, {"": "x"}])
+def test_what_is_no_line_of_an_environment_file_is_refused(tmp_path: Path, values: dict[str, str]) -> None:
+    file = tmp_path / "production.env"
+    file.write_text("A=1\n")
+    with pytest.raises(switches.NotSwitched, match="no line of an environment file"):
+        switches.EnvironmentFile(file, values, run="r").look()
+
+
+@pytest.mark.requirement("R5.3")
+def test_where_the_log_lies_and_which_site_is_home_the_plan_says(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    switches = PLAN.switches.model_copy(update={"pointer": "elsewhere/"})
+    sites = {name: PLAN.sites[name] for name in ("dr", "home")}
+    plan = PLAN.model_copy(update={"switches": switches, "sites": sites})
+    assert active_site(plan, world.catalogs).site == "dr"
+    entry = SiteLog(plan, world.catalogs).append("asked", **SAID)
+    assert entry.home == "elsewhere/000001.json"
+    assert list(SiteLog(plan, world.catalogs).runs) == ["run-1"]
+
+
+@pytest.mark.requirement("R5.3")
 def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring, tmp_path: Path) -> None:
     world = World.make(keyring, tmp_path)
     world.attempt("switch")
@@ -305,6 +347,7 @@ def test_the_log_goes_on_in_time_also_by_a_clock_that_is_behind(keyring: Keyring
     assert world.state() == BEGUN
     moments = [entry.when for entry in SiteLog(PLAN, world.catalogs).entries]
     assert moments == sorted(moments)
+    assert moments[0] - datetime(2026, 11, 22, tzinfo=UTC) < timedelta(minutes=1)  # by the store's clock, not by ours
 
 
 @pytest.mark.requirement("R5.3")
@@ -315,6 +358,20 @@ def test_what_was_there_before_a_switch_is_what_was_found_first(keyring: Keyring
     for found in ("home", "dr"):
         record.append("begun", "service", found, **SAID)
     assert record.runs["run-1"].before == {"service": "home"}
+    for _ in range(3):
+        record.append("made", "pointer", **SAID)
+    assert not record.runs["run-1"].is_over  # one switch, however often it is written down
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_a_run_whose_first_entry_was_spoilt_is_undone_all_the_same(keyring: Keyring, tmp_path: Path) -> None:
+    world = World.make(keyring, tmp_path)
+    world.attempt("switch")
+    for bucket in (world.replica, world.primary):
+        bucket.objects[f"{PLAN.switches.pointer}000001.json"] = b"{}"
+    assert list(SiteLog(PLAN, world.catalogs).runs) == ["run-1"]
+    world.attempt("undo")
+    assert world.state() == BEGUN
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
@@ -356,3 +413,170 @@ def test_only_our_lines_of_an_environment_file_change(tmp_path: Path, content: b
     assert file.read_bytes() == wanted
     switch.restore(before)
     assert file.read_bytes() == content
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_somebody_else_wrote_before_a_try_that_goes_on_is_not_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    file.write_bytes(BEFORE + b"SYNAPSE_HOTFIX=1\n")
+    with pytest.raises(switches.ChangedMeanwhile, match="changed by somebody else"):
+        switch.make(before)
+    assert file.read_bytes() == BEFORE + b"SYNAPSE_HOTFIX=1\n"
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_had_the_values_already_needs_nothing_that_was_kept(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(AFTER)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["production.env", "production.env.before-r"]
+    (tmp_path / "production.env.before-r").unlink()
+    switch.restore(before)
+    assert file.read_bytes() == AFTER
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_link_the_file_that_it_leads_to_is_switched(tmp_path: Path) -> None:
+    shared, link = tmp_path / "shared.env", tmp_path / "production.env"
+    shared.write_bytes(BEFORE)
+    link.symlink_to(shared)
+    switch = switches.EnvironmentFile(link, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    switch.make(before)
+    assert link.is_symlink()
+    assert shared.read_bytes() == AFTER
+    switch.restore(before)
+    assert shared.read_bytes() == BEFORE
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_somebody_else_writes_in_that_very_moment_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    before = switch.look()
+    syncs: list[Path] = []
+
+    def synced(directory: Path) -> None:
+        syncs.append(directory)
+        if len(syncs) == 2:  # the first one is of what was kept
+            file.write_bytes(b"somebody else's")
+
+    monkeypatch.setattr(switches, "sync_directory", synced)
+    with pytest.raises(switches.ChangedMeanwhile, match="changed by somebody else"):
+        switch.make(before)
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_a_file_stays_its_owners(tmp_path: Path) -> None:
+    file = tmp_path / "production.env"
+    file.write_bytes(BEFORE)
+    os.chown(file, 12345, 23456)
+    switch = switches.EnvironmentFile(file, PLAN.sites["dr"].environment, run="r")
+    switch.make(switch.look())
+    assert (file.stat().st_uid, file.stat().st_gid) == (12345, 23456)
+
+
+@pytest.mark.requirement("R5.3")
+def test_of_a_name_that_had_nothing_nothing_stays_and_each_try_waits_for_every_server() -> None:
+    zone = MemoryZone()
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    for tries in (1, 2):
+        name.make(before)
+        assert zone.sets == [cname(DR, 60)]
+        # The one before may have died before every server had its change: this one is behind that.
+        assert zone.deaths.calls.count("after change") == zone.deaths.calls.count("after wait") / 2 == tries
+    for _ in range(2):
+        name.restore(before)
+        assert zone.sets == []
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_change_that_is_not_there_when_it_is_read_back_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    monkeypatch.setattr(zone, "change_resource_record_sets", lambda **_: {"ChangeInfo": {"Status": "INSYNC"}})
+    with pytest.raises(switches.NotSwitched, match=r"was to have CNAME 60 dr.* and has CNAME 300 home"):
+        name.make(before)
+
+
+ZONE = PLAN.switches.service.zone
+
+
+@pytest.mark.requirement("R5.3")
+@pytest.mark.parametrize(
+    ("zones", "found"),
+    [
+        ([(ZONE, False), ("synapse.example.org.", False)], "Z0"),  # the list begins with it, and goes on
+        ([(ZONE, True), (ZONE.upper(), False)], "Z1"),
+        ([(ZONE, False), (ZONE, False)], "There are 2 public zones"),
+        ([("synapse.example.org.", False)], "There are 0 public zones"),
+        ([], "There are 0 public zones"),
+    ],
+)
+def test_the_zone_is_the_one_public_one_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, zones: list[tuple[str, bool]], found: str
+) -> None:
+    listed = [
+        {"Id": f"/hostedzone/Z{number}", "Name": name, "Config": {"PrivateZone": private}}
+        for number, (name, private) in enumerate(zones)
+    ]
+    zone = MemoryZone()
+    monkeypatch.setattr(zone, "list_hosted_zones_by_name", lambda **_: {"HostedZones": listed})
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    if found.startswith("There"):
+        with pytest.raises(switches.NotSwitched, match=found):
+            name.look()
+    else:
+        assert name.look() == {"zone": found, "sets": []}
+
+
+@pytest.mark.requirement("R5.3")
+def test_a_change_that_route_53_does_not_bring_to_its_servers_is_not_waited_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    monkeypatch.setattr(zone, "get_change", lambda **_: {"ChangeInfo": {"Id": "C1", "Status": "PENDING"}})
+    monkeypatch.setattr(switches, "INSYNC_WITHIN", 0.0)
+    with pytest.raises(switches.NotSwitched, match="has not brought it to all of its servers"):
+        name.make(before)
+    assert zone.sets == [cname(DR, 60)]
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_other_names_of_the_zone_have_is_left_alone() -> None:
+    """A list begins with the name, and goes on with those behind it."""
+    other = {"Name": "www.synapse.example.", "Type": "A", "TTL": 60, "ResourceRecords": [{"Value": "192.0.2.1"}]}
+    zone = MemoryZone([cname(HOME, 300), other])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+    assert before["sets"] == [cname(HOME, 300)]
+    name.make(before)
+    assert zone.sets == [other, cname(DR, 60)]
+    name.restore(before)
+    assert zone.sets == [other, cname(HOME, 300)]
+
+
+@pytest.mark.requirement("R5.3")
+def test_what_route_53_refuses_is_told_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = MemoryZone([cname(HOME, 300)])
+    name = switches.ServiceName(zone, PLAN.switches.service, DR)
+    before = name.look()
+
+    def refused(**_: object) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied", "Message": "Not you."}}, "ChangeResourceRecordSets")
+
+    monkeypatch.setattr(zone, "change_resource_record_sets", refused)
+    with pytest.raises(switches.NotSwitched, match=r"Could not change app\..* in Route 53: AccessDenied Not you\."):
+        name.make(before)

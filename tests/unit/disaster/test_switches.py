@@ -20,8 +20,18 @@ from botocore.exceptions import EndpointConnectionError
 
 from include.cli.__main__ import main
 from include.disaster.plan import load_plan
-from include.disaster.site import HalfSwitched, NotSwitched, SwitchRefused, find_run, switch_site, undo_switches
+from include.disaster.site import (
+    HalfSwitched,
+    NotSwitched,
+    SwitchRefused,
+    find_run,
+    foresee_switch,
+    foresee_undo,
+    switch_site,
+    undo_switches,
+)
 from include.disaster.site_log import LogsDiffer, SiteBusy, SiteLog, active_site
+from include.errors import BackupError
 from include.pipeline.keys import Keyring
 from include.pipeline.store import Bucket, StoreError
 from include.repository.catalog import Catalog
@@ -64,6 +74,10 @@ class World:
     def undo(self, *, run: str = "run-1", undo: str = "undo-1", dns: Any = None, **other: Any) -> dict[str, Any]:
         said: dict[str, Any] = {**UNDO, "catalogs": self.catalogs, "checkout": self.checkout, **other}
         return undo_switches(PLAN, run=run, undo=undo, dns=dns or self.dns, **said)
+
+    def foresee(self, dns: Any = None) -> list[str]:
+        reach: dict[str, Any] = {"catalogs": self.catalogs, "checkout": self.checkout, "dns": dns or self.dns}
+        return foresee_switch(PLAN, "dr", run="run-1", **reach)
 
     def records(self) -> list[dict[str, Any]]:
         found = self.dns.list_resource_record_sets(HostedZoneId=self.zone)["ResourceRecordSets"]
@@ -181,8 +195,11 @@ def test_a_site_is_switched_to_and_back_and_everything_is_as_before(world: World
     undone = world.undo()
     assert world.state() == before
     assert (undone["active"], undone["switched_back"]) == ("home", ["service", "configuration", "pointer"])
+    assert undone["switched"] == []
     assert world.undo() == undone  # the same undoing again changes nothing
-    assert active_site(PLAN, world.catalogs).by == "bob"
+    assert len(SiteLog(PLAN, world.catalogs).entries) == 10  # and writes nothing down
+    active = active_site(PLAN, world.catalogs)
+    assert (active.site, active.run, active.by, active.before) == ("home", "undo-1", "bob", "dr")
 
 
 @pytest.mark.requirement("R5.3", "R7.1")
@@ -206,8 +223,19 @@ def test_what_stops_half_way_names_what_is_switched_and_is_gone_on_with(world: W
     assert (active_site(PLAN, world.catalogs).site, world.records()) == ("dr", [cname(HOME)])
     with pytest.raises(SiteBusy, match="run-1 to dr stands half-way"):
         world.switch("home", run="run-2")
+    assert [line.partition(":")[0] for line in world.foresee()] == ["service"]
     world.switch()
     assert world.is_switched()
+    entries = SiteLog(PLAN, world.catalogs).entries
+    assert [(entry.step, entry.switch) for entry in entries] == [
+        ("asked", None),
+        ("made", "pointer"),
+        ("begun", "configuration"),
+        ("made", "configuration"),
+        ("begun", "service"),
+        ("made", "service"),
+    ]
+    assert {entry.left for entry in entries} == {"home"}
 
 
 @pytest.mark.requirement("R5.3")
@@ -232,6 +260,8 @@ def test_nothing_is_switched_where_one_switch_could_not_be(world: World) -> None
         world.switch(dns=Unreachable(world.dns, "list_hosted_zones_by_name"))
     with pytest.raises(NotSwitched, match="cannot be switched: No such file"):
         world.switch(checkout=world.checkout / "elsewhere")
+    with pytest.raises(NotSwitched, match="in Route 53"):
+        world.foresee(dns=Unreachable(world.dns, "list_hosted_zones_by_name"))
     assert world.state() == before
     assert SiteLog(PLAN, world.catalogs).entries == []
 
@@ -242,8 +272,9 @@ def test_what_nobody_can_mean_is_refused(world: World) -> None:
         world.switch("home")
     with pytest.raises(SwitchRefused, match="no site 'mars'"):
         world.switch("mars")
-    with pytest.raises(SwitchRefused, match="no name of a run"):
-        world.switch(run="../run")
+    for run in ("../run", "run/../../x", "-x", "x" * 101, ""):
+        with pytest.raises(SwitchRefused, match="no name of a run"):
+            world.switch(run=run)
     with pytest.raises(SwitchRefused, match="Nobody ever switched"):
         find_run(SiteLog(PLAN, world.catalogs))
     world.switch()
@@ -255,6 +286,12 @@ def test_what_nobody_can_mean_is_refused(world: World) -> None:
     assert find_run(SiteLog(PLAN, world.catalogs)).run == "run-2"
     with pytest.raises(SwitchRefused, match="run-1 is not the newest run: run-2 came after it"):
         world.undo()
+    with pytest.raises(SwitchRefused, match="run-1 is not the newest run"):
+        world.switch()  # whose task was cleared
+    with pytest.raises(SwitchRefused, match="run-1 is not the newest run"):
+        find_run(SiteLog(PLAN, world.catalogs), "run-1")
+    with pytest.raises(SwitchRefused, match="run-2 is to home, not to dr"):
+        world.switch(run="run-2")
     world.undo(run="run-2")
     with pytest.raises(SwitchRefused, match="run-2 was undone already, by bob: dr is active"):
         world.undo(run="run-2", undo="undo-2")
@@ -272,6 +309,8 @@ def test_what_somebody_else_changed_meanwhile_is_left_as_it_is_and_told(world: W
     with pytest.raises(HalfSwitched, match=r"production.env was changed by somebody else") as half:
         world.undo()
     assert "switched back: service of pointer, configuration, service" in half.value.what
+    left = foresee_undo(PLAN, run="run-1", catalogs=world.catalogs)
+    assert [line.partition(":")[0] for line in left] == ["configuration", "pointer"]
     assert "production.env.before-run-1" in half.value.mend
     assert world.file.read_text().endswith("SYNAPSE_HOTFIX=1\n")
     assert active_site(PLAN, world.catalogs).site == "dr"
@@ -323,6 +362,10 @@ def test_with_one_bucket_away_the_other_tells_and_the_first_is_brought_up_when_i
     assert list(world.switch(catalogs=lost)["untold"]) == [primary.bucket.name]
     assert active_site(PLAN, lost).site == "dr"
     assert active_site(PLAN, [primary]).site == "home"  # it was away
+    with pytest.raises(StoreError, match=primary.bucket.name):
+        SiteLog(PLAN, [away])
+    with pytest.raises(BackupError, match="No bucket is named"):
+        SiteLog(PLAN, [])
     with pytest.raises(StoreError, match="does not answer, and the switches are written down there first"):
         world.undo(catalogs=[away, replica])
     # The way back, with the primary's as the copy that is written first: it is brought up before anything else.

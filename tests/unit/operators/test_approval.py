@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from include.operators.approval import SHOWN, NotAllowedOver, plan_state, require_approval
+from include.operators.approval import SHOWN, Approve, NotAllowedOver, plan_state, require_approval
 
 YES: dict[str, Any] = {"chosen_options": ["Approve"], "responded_by_user": {"id": "7", "name": "ada"}}
 
@@ -45,6 +45,11 @@ def test_somebody_else_may_approve() -> None:
 def test_everything_else_is_refused(answer: object, asker: str | None, words: str) -> None:
     with pytest.raises(NotAllowedOver, match=words):
         require_approval(context(answer, asker), shown="locate", what="recovery")
+
+
+@pytest.mark.requirement("R5.1", "R7.3")
+def test_a_no_is_red() -> None:
+    assert Approve(task_id="approve", shows="locate", subject="?").fail_on_reject
 
 
 @pytest.mark.requirement("R5.1", "R7.3")

@@ -16,7 +16,9 @@ RUN = {"dag_run": {"dag_id": "disaster_recovery", "dag_run_id": "manual__2026-11
 
 
 @pytest.mark.requirement("R5.4")
-def test_everybody_who_hears_of_errors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("address", ["", "https://airflow.example"])
+def test_everybody_who_hears_of_errors_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", address)
     with Mailbox(tmp_path / "mails") as mailbox:
         monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_NOTIFICATIONS", json.dumps(mailbox.connection()))
         told = asyncio.run(tell_rto_missed(RUN))
@@ -26,6 +28,7 @@ def test_everybody_who_hears_of_errors_is_told(tmp_path: Path, monkeypatch: pyte
     assert "the RTO is over" in mail.subject
     for words in ("4:00:00", "manual__2026-11-22"):
         assert words in mail.text()
+    assert ("/runbooks/disaster_recovery" in mail.text()) == ("The runbook" in mail.text()) == bool(address)
 
 
 @pytest.mark.requirement("R5.4")

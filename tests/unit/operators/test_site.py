@@ -14,8 +14,11 @@ import pytest
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 
 from include.disaster.plan import load_plan
+from include.disaster.site_log import SiteLog, active_site
+from include.monitoring.messages import Notification
 from include.operators.approval import SHOWN, plan_state
-from include.operators.site import FindFailover, SwitchBack, SwitchSite
+from include.operators.run import Surroundings
+from include.operators.site import FindFailover, ReportUndone, SwitchBack, SwitchSite
 from include.operators.step import ERROR
 from include.operators.validation import VALIDATIONS
 from include.pipeline.keys import KEYRING_VARIABLE, Keyring
@@ -53,7 +56,7 @@ def context(told: dict[str, Any]) -> Context:
             told[key] = value
 
         ti = SimpleNamespace(xcom_pull=pull, xcom_push=push)
-        run = SimpleNamespace(triggering_user_name=asker, run_after=datetime.now(UTC))
+        run = SimpleNamespace(run_id="r", triggering_user_name=asker, run_after=datetime.now(UTC))
         return {"ti": ti, "dag_run": run, "params": {"run": "", "because": "it came back", **form}}
 
     show("plan_recovery", make(), told)
@@ -127,6 +130,61 @@ def test_a_failover_switches_and_is_undone_with_the_primary_lost(
     assert SwitchBack(task_id="switch_back").execute(context()) == undone  # cleared
     with pytest.raises(AirflowFailException, match="was undone already"):  # no other try mends it
         FindFailover(task_id="find_failover").execute(context())
+
+
+@pytest.mark.requirement("R5.3")
+def test_when_the_primary_is_back_the_copy_that_knows_of_the_failover_undoes_it_and_tells_the_other(
+    site: Callable[[], Any],
+    context: Context,
+    told: dict[str, Any],
+    s3_primary: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    SwitchSite(task_id="switch_site").execute(context())
+    credentials = s3_primary.session().get_credentials()
+    assert credentials
+    name = s3_primary.create_bucket(f"site-{secrets.token_hex(8)}")
+    extra = {"region_name": s3_primary.region, "endpoint_url": s3_primary.endpoint_url}
+    extra["service_config"] = {"s3": {"bucket_name": name}}
+    primary = {"conn_type": "aws", "login": credentials.access_key, "password": credentials.secret_key, "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_BACKUPS_PRIMARY", json.dumps(primary))
+    find = FindFailover(task_id="find_failover")
+    with pytest.raises(AirflowFailException, match="no run 'nobody'"):
+        find.execute(context(run="nobody"))
+    told["find_failover"] = find.execute(context(run=ASKED["run"]))
+    assert told["find_failover"]["copy"] == "replica"
+    show("find_failover", context(), told)
+    assert SwitchBack(task_id="switch_back").execute(context())["untold"] == {}
+    assert active_site(PLAN, [Surroundings(scratch_root="").catalog]).facts()["site"] == "home"
+    run = SiteLog(PLAN, [Surroundings(scratch_root="").catalog]).runs[ASKED["run"]]
+    assert run.is_undone
+    assert run.undo
+    assert (run.undo.by, run.undo.approved_by, run.undo.because) == ("ada", "bob", "it came back")
+
+
+@pytest.mark.requirement("R4.6")
+@pytest.mark.parametrize(
+    ("done", "state", "kind"),
+    [(True, "success", "switched_back"), (False, "skipped", "recovery_refused"), (True, "failed", "run_failed")],
+)
+def test_of_an_undoing_people_are_told_what_it_came_to(
+    context: Context, told: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *, done: bool, state: str, kind: str
+) -> None:
+    said: list[Notification] = []
+    monkeypatch.setattr(ReportUndone, "tell", lambda _, __, words: said.append(words()) or {})
+    told["find_failover"] = {"run": "run-1", "site": "dr", "back_to": "home", "because": "it came back"}
+    if done:
+        told["switch_back"] = {"active": "home", "switched_back": ["pointer"], "untold": {"primary": "away"}}
+    made = context()
+    states = {"r": {"switch_back": state}}
+    made["ti"].dag_id, made["ti"].run_id, made["ti"].get_task_states = "undo_failover", "r", lambda **_: states
+    ReportUndone(task_id="report").execute(made)
+    [notification] = said
+    assert notification.kind == kind
+    facts = {"asked for by": "ada", "because": "it came back", "run": "run-1", "site": "dr", "back_to": "home"}
+    if done:
+        facts |= {"active": "home", "switched back": "pointer", "primary does not tell of it": "away"}
+    assert notification.facts == facts
 
 
 @pytest.mark.requirement("R5.3")

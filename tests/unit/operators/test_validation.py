@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.sdk.exceptions import AirflowFailException
 from fastapi.testclient import TestClient
 
 from include.airflow_plugin import validations
+from include.operators.run import Surroundings
 from include.operators.validation import CheckServiceHealth, Restored, ValidationLink, in_words
 from include.pipeline.store import StoreError
-from include.recovery.validation.recovered import EXPECTED, Expected
+from include.recovery.validation.recovered import EXPECTED, Expected, Recovered
 from include.recovery.validation.validation import Check, Validation
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
@@ -78,6 +81,47 @@ def execute(tmp_path: Path, checks: tuple[Check, ...]) -> tuple[TaskInstance, An
         return ti, task.execute(context)
     except AirflowFailException as failed:
         return ti, failed
+
+
+@pytest.mark.requirement("R5.2")
+def test_what_is_looked_at_is_what_was_restored_and_a_part_that_did_not_come_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres = {"conn_type": "postgres", "host": "h", "login": "l", "password": "p", "schema": "postgres"}
+    monkeypatch.setenv("AIRFLOW_CONN_A_SERVER", json.dumps(postgres))
+    extra = {"region_name": "us-east-1", "service_config": {"s3": {"bucket_name": "looked-at"}}}
+    aws = {"conn_type": "aws", "login": "a", "password": "b", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_A_STORE", json.dumps(aws))
+    Expected(NOW).write(tmp_path / EXPECTED)
+    here = Surroundings(scratch_root=str(tmp_path))
+    restored = Restored(
+        about="a test",
+        directory=".",
+        database_connection="a_server",
+        database="recovered",
+        objects_connection="a_store",
+        objects_prefix="drills/x/",
+        configuration=str(tmp_path),
+    )
+    all_of_it = restored.opened(here)
+    assert all_of_it.database
+    assert all_of_it.bucket
+    assert (all_of_it.database.dbname, all_of_it.bucket.name, all_of_it.prefix) == (
+        "recovered",
+        "looked-at",
+        "drills/x/",
+    )
+    assert (all_of_it.configuration, all_of_it.whole, all_of_it.expected) == (tmp_path, True, Expected(NOW))
+    nothing = replace(
+        restored, database=None, objects_connection=None, objects_prefix="", configuration=None, whole=False
+    ).opened(here)
+    assert nothing == Recovered(Expected(NOW), whole=False)
+
+
+def test_a_page_is_kept_in_the_primary_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda _, copy: copy)
+    check, context = CheckServiceHealth(task_id="check_service_health", restored_by="x"), cast("Any", {})
+    assert check.kept_in(Surroundings(scratch_root=""), context) == "primary"
 
 
 @pytest.mark.requirement("R5.2")
