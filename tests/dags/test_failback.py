@@ -254,7 +254,7 @@ def test_what_was_written_at_the_second_site_comes_home(on: Sites) -> None:
         # The first site is there again, as it was when it was lost; at the second one nobody writes any more.
         home.postgres.start()
         home.primary.start()
-        person.does(3)
+        person.does(2, 3)
         with pytest.raises(DatabaseUnreachable, match="reject"):
             dr.login.with_database("synapse").connect(application_name="test")
         with dr.synapse.database.connect(application_name="test", autocommit=True) as session:
