@@ -104,6 +104,12 @@ class Person:
             said += "".join([self._types(block) for block in blocks])
         return said
 
+    def has(self, **more: str) -> None:
+        """From now on they have this in hand, too."""
+        self.given |= more
+        with self._session.open("a") as session:
+            session.writelines(f"\nexport {name}={shlex.quote(value)}\n" for name, value in more.items())
+
     def finished(self) -> None:
         """Every command of the runbook was typed, or may be left out."""
         left = [f"{block.heading}: {block.first}" for block in self.blocks if block not in self.typed]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from include.errors import Hopeless
 from include.repository.ledger import Gap
@@ -125,11 +126,22 @@ class Chain:
 
     @property
     def _own(self) -> list[Manifest]:
-        return [
+        """This cluster's. One that was failed over from, and came back with a new base, begins again with that: the log
+        between is of a time when users were elsewhere, and may be gone.
+        """
+        own = [
             each
             for each in self.manifests
             if each.wal is not None and each.database.system_identifier == self.system_identifier
         ]
+        bases = [_moment(each) for each in own if each.base and each.id not in self.failed]
+        others = [
+            _moment(each)
+            for each in self.manifests
+            if each.base and each.database.system_identifier != self.system_identifier
+        ]
+        left = max((moment for moment in others if bases and moment < max(bases)), default=None)
+        return [each for each in own if left is None or _moment(each) > left]
 
     def _snapshots(self) -> list[Manifest]:
         """Those whose base is on this history, oldest consistency point first."""
@@ -166,6 +178,10 @@ def require_same_cluster(manifests: Iterable[Manifest], system_identifier: str, 
             mend="If it was re-initialised on purpose, run the DAG snapshot_backup: a new chain begins with it. "
             "If not, correct the connection.",
         )
+
+
+def _moment(manifest: Manifest) -> datetime:
+    return manifest.consistency_point.time
 
 
 def _before(lsn: Lsn, left: Lsn | None) -> bool:

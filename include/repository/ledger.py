@@ -184,6 +184,22 @@ def covered_by(start: datetime, end: datetime, windows: Sequence[Manifest]) -> M
     return None
 
 
+def _of_what_was_live(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Without the windows of a cluster that was failed over from, and came back: while another cluster was backed up,
+    what its log has is not what users saw.
+    """
+    points = [(each.consistency_point.time, each.database.system_identifier) for each in manifests]
+    return [
+        each
+        for each in manifests
+        if each.wal is None
+        or not any(
+            each.wal.since < moment < each.consistency_point.time and system != each.database.system_identifier
+            for moment, system in points
+        )
+    ]
+
+
 def _ended(gap: Gap, manifests: Sequence[Manifest]) -> datetime:
     """When moments can be restored again after a gap: from the first base behind it; never while there is none."""
     behind = [
@@ -244,7 +260,7 @@ class Ledger:
 
     @classmethod
     def read(cls, catalog: Catalog, policy: Policy, *, since: datetime, until: datetime) -> Self:
-        """Compute it from the bucket, for the cluster of the newest backup with WAL.
+        """Compute it from the bucket: each hour of whichever cluster was backed up then, the rest of the newest one.
 
         Raises `GapRefused`, and what the store raises. A backup that is refused, or whose verification failed, is
         missing.
@@ -264,7 +280,7 @@ class Ledger:
         gaps = read_gaps(catalog.bucket, catalog.keyring, system)
         archive = WalArchive(catalog.bucket, catalog.keyring, system, policy=policy.pipeline)
         return cls(
-            tuple(intervals(schedule, since, until, manifests=own, gaps=gaps)),
+            tuple(intervals(schedule, since, until, manifests=_of_what_was_live(with_wal), gaps=gaps)),
             gaps,
             newest_recoverable(own, archive.shipped()),
         )

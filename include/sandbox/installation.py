@@ -83,7 +83,7 @@ class Installation:
             name="synapse" + suffix,
         )
         login = synapse.seed(scale=scale)
-        barrier, dump, replication, scratch = _grant(synapse.database)
+        barrier, dump, replication, scratch = grant(synapse.database)
         keyring = directory / "keyring.json"
         Keyring.create(keyring)
         made = cls(
@@ -190,6 +190,9 @@ class Installation:
             "synapse_live_database": _postgres(self.postgres.superuser),
             "synapse_live_objects": _aws(self.primary, self.synapse.bucket),
             "synapse_configuration": {"conn_type": "git", "host": str(self.synapse.configuration)},
+            "synapse_home_database": _postgres(self.postgres.superuser),
+            "synapse_home_objects": _aws(self.primary, self.synapse.bucket),
+            "synapse_home_configuration": {"conn_type": "git", "host": str(self.synapse.configuration)},
             "synapse_dr_database": _postgres(self.dr_postgres.superuser),
             "synapse_dr_objects": _aws(self.replica, self.dr_files),
             "synapse_dr_configuration": {"conn_type": "git", "host": str(self.dr_configuration)},
@@ -239,7 +242,7 @@ class Installation:
         return Bucket(server.session(), name, region=server.region, endpoint_url=server.endpoint_url)
 
 
-def _grant(database: DatabaseLogin) -> tuple[DatabaseLogin, ...]:
+def grant(database: DatabaseLogin) -> tuple[DatabaseLogin, ...]:
     """Run `grants.sql` in the database and give its logins passwords; those of an earlier run are replaced.
 
     Returns the barrier's login, the dump's, the replication's, and one that may create scratch databases and nothing

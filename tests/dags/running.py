@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from include.backup.wal_collection import collect_wal, read_log
+from include.disaster.plan import load_plan
 from include.pipeline.progress import Progress
 from include.policy import load_policy
 from include.recovery.configuration import restore_configuration
@@ -28,7 +29,7 @@ from tests import manifests
 
 FULL, SNAPSHOT, INCREMENTAL = "full_backup", "snapshot_backup", "incremental_backup"
 LIFECYCLE, STREAM, RECOVERY = "storage_lifecycle", "wal_stream", "point_in_time_recovery"
-ROTATION = "key_rotation"
+ROTATION, DISASTER = "key_rotation", "disaster_recovery"
 CREATE = "execute.create_backup"
 RUN_WITHIN = 240.0
 SOON = 60.0
@@ -156,6 +157,15 @@ def ledger(on: Running, since: datetime, until: datetime) -> dict[datetime, tupl
         manifests=[entry.manifest for entry in entries if entry.manifest],
     )
     return {each.end: (each.state, each.backup) for each in found}
+
+
+def active(installation: Installation) -> str:
+    """What the name that users know leads to."""
+    service, dns = load_plan().switches.service, installation.dns()
+    [zone] = [each for each in dns.list_hosted_zones()["HostedZones"] if each["Name"] == service.zone]
+    records = dns.list_resource_record_sets(HostedZoneId=zone["Id"])["ResourceRecordSets"]
+    [record] = [each for each in records if each["Name"] == service.name]
+    return str(record["ResourceRecords"][0]["Value"])
 
 
 def seconds_of(run: dict[str, Any]) -> float:

@@ -31,8 +31,9 @@ from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from tests.backed_up import INCREMENT, back_up
 from tests.browser import Browser
+from tests.dags.running import DISASTER, active
 
-DAG = "disaster_recovery"
+DAG = DISASTER
 UNDO = "undo_failover"
 SWITCHES = """{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": ["s3:PutObject", "s3:GetObject"],
     "Resource": ["arn:aws:s3:::BUCKET/state/site/*"]}]}"""
@@ -371,12 +372,12 @@ def test_a_failover_waits_for_somebody_else_is_resumed_where_it_failed_and_undon
     states = on.client.task_states(DAG, run)
     looked = (states["check_service_health"], states["switch_site"])
     assert looked == ("success", "failed"), f"{states}\n{on.explain(run)}"  # drills may not switch
-    assert active(on) == "home.synapse.example"
+    assert active(on.installation) == "home.synapse.example"
 
     allow(s3_replica, SWITCHES.replace("BUCKET", on.installation.replica_backups), name="switches")
     on.client.clear(DAG, run, only_failed=True)
     on.must_end_well(run)
-    assert active(on) == "dr.synapse.example"
+    assert active(on.installation) == "dr.synapse.example"
     assert "SYNAPSE_SITE=dr" in (on.installation.dr_configuration / "environment" / "production.env").read_text()
     with on.target.superuser.with_database("synapse").connect(application_name="test") as session:
         (messages,) = session.execute("SELECT count(*) FROM messages").fetchone() or (0,)
@@ -387,17 +388,8 @@ def test_a_failover_waits_for_somebody_else_is_resumed_where_it_failed_and_undon
     on.services.wait_until_asked(UNDO, undone, within=RUN_WITHIN)
     approver.answer(UNDO, undone, "approve", "Approve")
     on.must_end_well(undone, UNDO)
-    assert active(on) == "home.synapse.example"
+    assert active(on.installation) == "home.synapse.example"
     assert "SYNAPSE_SITE=dr" not in (on.installation.dr_configuration / "environment" / "production.env").read_text()
-
-
-def active(on: Disaster) -> str:
-    """What the name that users know leads to."""
-    service, dns = load_plan().switches.service, on.installation.dns()
-    [zone] = [each for each in dns.list_hosted_zones()["HostedZones"] if each["Name"] == service.zone]
-    records = dns.list_resource_record_sets(HostedZoneId=zone["Id"])["ResourceRecordSets"]
-    [record] = [each for each in records if each["Name"] == service.name]
-    return str(record["ResourceRecords"][0]["Value"])
 
 
 @pytest.mark.soak

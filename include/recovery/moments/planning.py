@@ -211,7 +211,9 @@ class _Planning:
             for run in reversed(branch.runs):
                 bases = [base for base in run.bases if base_of(base).stopped <= moment]
                 for base in reversed(bases):
-                    found, until = self._in_run(branch, run, base, moment)
+                    found, until = None, run.vouched(base, moment)
+                    if self._reach.elsewhere(branch, until, moment) is None:
+                        found, until = self._in_run(branch, run, base, moment)
                     if found is not None:
                         return found
                     newest = max(newest or until, until)
@@ -232,9 +234,7 @@ class _Planning:
         last, beyond = self._around(branch, begin, end, moment)
         if last is not None and last.lsn < base_of(base).stop_lsn:
             last = None
-        reached = base_of(base).stopped
-        if earlier:
-            reached = max(reached, earlier[-1].consistency_point.time)
+        reached = run.vouched(base, moment)
         if last is not None:
             reached = max(reached, last.time)
         if beyond is not None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import pairwise, starmap
 
 from include.errors import BackupError
 from include.policy import Pipeline
@@ -69,6 +70,11 @@ class Run:
         times = [mark.consistency_point.time for mark in self.marks_after(self.bases[0])]
         return max(times) if times else None
 
+    def vouched(self, base: Manifest, moment: datetime) -> datetime:
+        """The last moment, not later than this one, that a backup vouches for from a base on."""
+        times = [mark.consistency_point.time for mark in self.marks_after(base)]
+        return max([base_of(base).stopped, *(time for time in times if time <= moment)])
+
     def marks_after(self, base: Manifest) -> list[Manifest]:
         """The consistency points that can be reached from a base, in the log's order."""
         return [mark for mark in self.marks if point_lsn(mark) > base_of(base).stop_lsn]
@@ -125,7 +131,9 @@ class Span:
 class Reach:
     """Everything that is known of the log: the branches, the newest first, and what could not be used.
 
-    `sound` is every backup whose verification did not fail, oldest first.
+    `sound` is every backup whose verification did not fail, oldest first. A cluster that was failed over from and came
+    back has log of the time between, and none of it is what users saw: while another cluster was backed up, a moment
+    is that one's (`elsewhere`).
     """
 
     branches: tuple[Branch, ...]
@@ -140,15 +148,35 @@ class Reach:
             for number, run in enumerate(branch.runs):
                 if run.since is None or run.until is None or run.until < run.since:
                     continue
-                span = Span(
-                    branch.system_identifier,
-                    branch.history.timeline,
-                    run.since,
-                    run.until,
-                    self._why_it_ends(branch, number),
-                )
-                spans += _outside(span, spans)
-        return tuple(sorted(spans, key=lambda span: span.since))
+                for since, until in self._lived(branch, run):
+                    why = self._why_it_ends(branch, number)
+                    span = Span(branch.system_identifier, branch.history.timeline, since, until, why)
+                    spans += _outside(span, spans)
+        spans.sort(key=lambda span: span.since)
+        return (*starmap(_left_for, pairwise(spans)), *spans[-1:])
+
+    def elsewhere(self, branch: Branch, since: datetime, until: datetime) -> Manifest | None:
+        """The first backup of another cluster that was begun between two moments, the last one included."""
+        others = [
+            (_begun(manifest), manifest.id, manifest)
+            for manifest in self.sound
+            if manifest.database.system_identifier != branch.system_identifier and since < _begun(manifest) <= until
+        ]
+        return min(others)[-1] if others else None
+
+    def _lived(self, branch: Branch, run: Run) -> Iterator[tuple[datetime, datetime]]:
+        """The moments of a run, without those at which another cluster was backed up."""
+        assert run.since is not None  # noqa: S101 - it has a base
+        since = reached = run.since
+        for mark in run.marks_after(run.bases[0]):
+            moment = mark.consistency_point.time
+            if moment <= reached:
+                continue
+            if other := self.elsewhere(branch, reached, moment):
+                yield since, _begun(other)
+                since = moment
+            reached = moment
+        yield since, reached
 
     def _why_it_ends(self, branch: Branch, number: int) -> str:
         run = branch.runs[number]
@@ -204,6 +232,10 @@ def base_of(manifest: Manifest) -> BaseBackup:
 def point_lsn(manifest: Manifest) -> Lsn:
     """Where the record of a backup's restore point ends."""
     return Lsn.parse(manifest.consistency_point.lsn)
+
+
+def _begun(manifest: Manifest) -> datetime:
+    return manifest.base.started if manifest.base else manifest.consistency_point.time
 
 
 def _doubt(entry: Entry) -> Doubt | None:
@@ -337,6 +369,15 @@ def _run(start: Lsn, end: Lsn, marks: list[Manifest], history: TimelineHistory, 
         bases=tuple(sorted(bases, key=lambda manifest: base_of(manifest).stopped)),
         marks=tuple(mark for mark in marks if start < point_lsn(mark) <= end),
     )
+
+
+def _left_for(span: Span, following: Span) -> Span:
+    """A span that ends where another cluster took over says so."""
+    if span.system_identifier == following.system_identifier:
+        return span
+    left, taken = (f"cluster {each.system_identifier}" for each in (span, following))
+    words = f"nothing of {left} counts after {moment_text(span.until)}, and {taken} can be recovered from "
+    return replace(span, then=f"{words}{moment_text(following.since)} on")
 
 
 def _outside(span: Span, taken: Iterable[Span]) -> list[Span]:

@@ -77,6 +77,19 @@ def test_another_cluster_is_refused_until_it_has_a_base() -> None:
     assert chain(others).durable_end() is None
 
 
+def test_a_cluster_that_comes_back_begins_again_with_its_new_base() -> None:
+    others = window("snapshot", 4, (1, 3))
+    others = others.model_copy(update={"database": others.database.model_copy(update={"system_identifier": "2"})})
+    known = window("snapshot", 1, (1, 3)), window("incremental", 2, (3, 6)), others
+    assert chain(*known).durable_end() == 6 * SEGMENT
+    back = window("snapshot", 6, (11, 13))
+    assert chain(*known, back).durable_end() == 13 * SEGMENT
+    assert chain(*known, back).predecessor() == back
+    assert chain(*known, back, failed=frozenset({back.id})).durable_end() == 6 * SEGMENT
+    later = window("incremental", 7, (13, 14))
+    assert chain(*known, back, later).windows == [later]
+
+
 def test_what_was_written_on_an_ancestor_counts_up_to_where_it_was_left() -> None:
     history = TimelineHistory(2, ((1, Lsn(4 * SEGMENT + 77)),))
     base = window("snapshot", 1, (1, 3))

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from include.policy import load_policy
 from include.repository.catalog import Catalog
-from include.repository.ledger import Gap, GapRefused, declare, intervals, newest_recoverable, read_gaps, slots
+from include.repository.ledger import Gap, GapRefused, Ledger, declare, intervals, newest_recoverable, read_gaps, slots
 from include.repository.lsn import Lsn, segment_name
 from include.repository.wal import Shipped
-from tests.manifests import MIDNIGHT, SEGMENT, window
+from tests.manifests import MIDNIGHT, SEGMENT, commit, window
 
 QUARTER = "*/15 * * * *"
 
@@ -51,6 +52,21 @@ def test_an_hour_is_complete_adopted_or_missing() -> None:
     assert states(30, base, window("incremental", 35, (2, 3), since=1)) == ["missing", "adopted"]
     beyond = window("incremental", 70, (5, 6), since=32)
     assert states(60, base, made[0], beyond) == ["complete", "missing", "missing", "adopted"]
+
+
+def test_an_hour_is_of_the_cluster_that_was_backed_up_then(catalog: Catalog) -> None:
+    """Failed over after the first hour, and back to the same server in the fourth."""
+    for made in (window("snapshot", 1, (1, 2)), window("incremental", 60, (2, 3), since=1)):
+        commit(catalog, made)
+    for made in (window("snapshot", 90, (1, 2)), window("incremental", 180, (2, 3), since=90)):
+        database = made.database.model_copy(update={"system_identifier": "2"})
+        commit(catalog, made.model_copy(update={"database": database}))
+    commit(catalog, window("incremental", 230, (3, 5), since=60))
+    commit(catalog, window("incremental", 300, (5, 6), since=230))
+    told = Ledger.read(catalog, load_policy(), since=MIDNIGHT, until=MIDNIGHT + timedelta(hours=5))
+    assert [each.state for each in told.slots] == ["complete", "missing", "complete", "missing", "complete"]
+    assert told.newest is not None
+    assert told.newest.backup == "incremental-20261122T050000Z"
 
 
 def test_a_gap_goes_on_until_there_is_a_base_behind_it() -> None:

@@ -376,6 +376,33 @@ def test_a_newer_timeline_that_only_shipped_is_the_newest(catalog: Catalog, tmp_
     assert [file.name[7] for file in latest.wal[1:]] == ["1"] * 9 + ["2"] * 2
 
 
+def of_cluster(system_identifier: str, manifest: Manifest) -> Manifest:
+    database = manifest.database.model_copy(update={"system_identifier": system_identifier})
+    return manifest.model_copy(update={"database": database})
+
+
+def test_while_another_cluster_was_backed_up_a_moment_is_not_that_of_one_that_came_back(catalog: Catalog) -> None:
+    """Failed over in minute 51, and back in minute 85 to the same server, whose log goes on as if nothing had been."""
+    chain(catalog)
+    for made in (window("snapshot", 60, (2, 4)), window("incremental", 80, (4, 6), since=60)):
+        commit(catalog, of_cluster("2", made))
+    commit(catalog, window("incremental", 90, (12, 14), since=50))
+    commit(catalog, window("incremental", 100, (14, 16), since=90))
+    log = Log([(1, 12.1, 51), (1, 13.1, 86), (1, 14.5, 95)])
+
+    def system_of(minute: float) -> str:
+        return plan(catalog, at(minute), log).system_identifier
+
+    assert [system_of(minute) for minute in (45, 55, 65, 79, 97)] == ["1", "1", "2", "2", "1"]
+    assert plan(catalog, at(55), log).reaches == at(51)
+    with pytest.raises(Unreachable, match=r"nothing of cluster 2 counts after .* and cluster 1 can be") as caught:
+        plan(catalog, at(85), log)
+    assert (caught.value.before, caught.value.after) == (at(80), at(90))
+    spans = [(span.system_identifier, span.since, span.until) for span in recoverable(catalog, POLICY)]
+    assert spans == [("1", at(9), at(58)), ("2", at(59), at(80)), ("1", at(90), at(100))]
+    assert plan(catalog, "latest", log).reaches == at(100)
+
+
 # --- the plan --------------------------------------------------------------------------------------------------------
 
 
@@ -417,7 +444,8 @@ def test_exactly_what_had_ended_by_the_moment_is_kept(long_chain: Catalog, data:
     ended: list[tuple[int, float, float]] = []
     for (start, since), (end, until) in pairwise(points):
         count = data.draw(st.integers(0, 4))
-        shares = sorted(data.draw(st.lists(st.floats(0.01, 0.99), min_size=count, max_size=count, unique=True)))
+        places = data.draw(st.lists(st.integers(10, 990), min_size=count, max_size=count, unique=True))
+        shares = [each / 1000 for each in sorted(places)]  # two never end at the same byte
         times = sorted(data.draw(st.lists(st.floats(0.01, 0.99), min_size=count, max_size=count)))
         ended += [
             (1, start + share * (end - start), since + time * (until - since))
