@@ -6,11 +6,13 @@ promoting, and so that the next window begins behind it, once there is a new bas
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import AwareDatetime, model_validator
@@ -188,16 +190,15 @@ def _of_what_was_live(manifests: Sequence[Manifest]) -> list[Manifest]:
     """Without the windows of a cluster that was failed over from, and came back: while another cluster was backed up,
     what its log has is not what users saw.
     """
-    points = [(each.consistency_point.time, each.database.system_identifier) for each in manifests]
-    return [
-        each
-        for each in manifests
-        if each.wal is None
-        or not any(
-            each.wal.since < moment < each.consistency_point.time and system != each.database.system_identifier
-            for moment, system in points
-        )
-    ]
+    points = sorted((each.consistency_point.time, each.database.system_identifier) for each in manifests)
+
+    def others(window: Manifest) -> bool:
+        assert window.wal is not None  # noqa: S101 - the caller looked
+        first = bisect_right(points, window.wal.since, key=itemgetter(0))
+        last = bisect_left(points, window.consistency_point.time, key=itemgetter(0))
+        return any(system != window.database.system_identifier for _, system in points[first:last])
+
+    return [each for each in manifests if each.wal is None or not others(each)]
 
 
 def _ended(gap: Gap, manifests: Sequence[Manifest]) -> datetime:

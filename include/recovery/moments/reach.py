@@ -8,11 +8,13 @@ and it may be going (`docs/format.md`, *Deleting*).
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 from itertools import pairwise, starmap
+from operator import itemgetter
 
 from include.errors import BackupError
 from include.policy import Pipeline
@@ -157,12 +159,14 @@ class Reach:
 
     def elsewhere(self, branch: Branch, since: datetime, until: datetime) -> Manifest | None:
         """The first backup of another cluster that was begun between two moments, the last one included."""
-        others = [
-            (_begun(manifest), manifest.id, manifest)
-            for manifest in self.sound
-            if manifest.database.system_identifier != branch.system_identifier and since < _begun(manifest) <= until
-        ]
-        return min(others)[-1] if others else None
+        first, last = (bisect_right(self._beginnings, moment, key=itemgetter(0)) for moment in (since, until))
+        between = (manifest for _, manifest in self._beginnings[first:last])
+        own = branch.system_identifier
+        return next((each for each in between if each.database.system_identifier != own), None)
+
+    @cached_property
+    def _beginnings(self) -> list[tuple[datetime, Manifest]]:
+        return sorted(((_begun(manifest), manifest) for manifest in self.sound), key=lambda each: (each[0], each[1].id))
 
     def _lived(self, branch: Branch, run: Run) -> Iterator[tuple[datetime, datetime]]:
         """The moments of a run, without those at which another cluster was backed up."""
