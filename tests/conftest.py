@@ -9,12 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from include.sandbox.ceph import CephGateway
 from include.sandbox.postgres import PostgresServer
 from include.sandbox.s3 import S3Server
 from include.sandbox.server import terminated_like_interrupted
+
+# How long an example takes depends on what else runs here.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,12 +16,15 @@ from include.recovery.moments.places import Places
 from include.recovery.objects import return_objects
 from include.recovery.opened import OpenedBackup
 from include.recovery.replacement import kept_database_name, kept_name
+from include.recovery.scratch import APPLICATION
 from include.recovery.validation.recovered import EXPECTED, Expected
 from include.repository.catalog import Catalog
 from include.repository.contents import INVENTORY
 from include.repository.manifest import Manifest
+from include.sources.postgres.constraints import list_constraints
 from include.sources.postgres.inventory import Inventory
 from include.sources.postgres.login import DatabaseLogin
+from include.sources.postgres.relations import list_relations
 
 
 def restore_backup(
@@ -109,16 +112,22 @@ def expected_of(
 ) -> Expected:
     """What must be there once a backup is back, by its own word; of a `part` of the database, what came of it.
 
+    Its constraints are those that its dump has made: each of them, or the restore would have failed.
+
     `database` is what it is called on `server`, None when it did not come; so are the others.
     """
-    inventory, tables = None, tuple[str, ...]()
+    inventory, tables, constraints = None, tuple[str, ...](), tuple[str, ...]()
     if server is not None and database is not None and opened.has(INVENTORY):
         inventory = Inventory.from_json(json.loads(b"".join(opened.read(INVENTORY))))
-        tables = tables_in(server.with_database(database)) if part else ()
+        restored = server.with_database(database)
+        tables = tables_in(restored) if part else ()
+        with restored.connect(application_name=APPLICATION, autocommit=True) as session:
+            constraints = list_constraints(session, list_relations(session).all)
     return Expected(
         reaches=opened.manifest.consistency_point.time,
         inventory=inventory,
         tables=tables,
+        constraints=constraints,
         objects=objects,
         commit=commit,
         left_out=tuple(left_out),

@@ -23,6 +23,8 @@ from include.repository.catalog import Catalog
 from include.repository.layout import BackupId
 from include.repository.manifest import Manifest
 from include.sandbox.installation import Installation
+from include.sources.postgres.constraints import list_constraints
+from include.sources.postgres.relations import list_relations
 
 POLICY = load_policy()
 LATEST = Target.parse("latest")
@@ -64,6 +66,8 @@ def test_a_full_backup_comes_back_whole_to_the_places_of_a_drill(
     assert written.reaches == manifest.consistency_point.time
     assert written.inventory is not None
     assert written.inventory.rows == facts["restored_rows"] == manifest.database.rows
+    with installation.synapse.database.connect(application_name="test") as session:
+        assert written.constraints == list_constraints(session, list_relations(session).all)
     assert written.objects == manifest.objects.objects == len(list(bucket.keys(places.prefix)))
     assert written.commit == manifest.consistency_point.configuration_commit
     assert written.tables == ()

@@ -285,17 +285,6 @@ def test_data_that_is_not_as_it_was_is_told_by_name(back: Back, name: str) -> No
 
 
 @pytest.mark.requirement("R5.2")
-def test_where_nobody_noted_the_constraints_each_that_is_there_was_looked_into(back: Back) -> None:
-    """As after a full backup."""
-    breaking, mending, _ = BREAKS["a constraint that nobody looked into"]
-    unnoted = replace(back.recovered.expected, constraints=())
-    with broken(back.database, breaking, mending):
-        [check] = data(back, expected=unnoted).failed
-    assert (check.name, check.found) == ("constraint", "not validated")
-    assert check.subject.startswith("public.chats: chats_user_id_fkey")
-
-
-@pytest.mark.requirement("R5.2")
 def test_an_index_that_lacks_a_row_is_found_without_being_a_superuser(back: Back, installation: Installation) -> None:
     copied = back.copied
     assert copied.database is not None

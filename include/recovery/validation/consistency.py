@@ -13,7 +13,7 @@ from include.recovery.scratch import APPLICATION
 from include.recovery.validation.expectations import Measured, Question, answer
 from include.recovery.validation.indexes import indexes
 from include.recovery.validation.keys import foreign_keys, from_the_heap, sequences_ahead, unique_keys
-from include.sources.postgres.constraints import NOT_VALID, list_constraints
+from include.sources.postgres.constraints import list_constraints
 from include.sources.postgres.inventory import (
     Inventory,
     SequenceState,
@@ -86,18 +86,16 @@ def _of(sequence: Relation, family: set[int]) -> bool:
 
 
 def _constraints(session: Session, relations: Relations, expected: Expected) -> Iterator[Question]:
-    """Each promise that the source made is made here, and was looked into.
+    """Each promise that the source made is made here, and was looked into if it was there.
 
     Of tables that came alone, those that are about them alone: what refers to a table that stayed cannot come along.
     """
+    if not expected.constraints:
+        return
     found = list_constraints(session, relations.all)
-    if expected.constraints:
-        wanted = [each for each in expected.constraints if not expected.tables or _alone(each, expected.tables)]
-        answers = [Measured(each, "there", "there" if each in found else MISSING) for each in wanted]
-        yield Question("constraint", tuple(answers), together="all constraints")
-    else:
-        answers = [Measured(each, "validated", "not validated") for each in found if each.endswith(NOT_VALID)]
-        yield Question("constraint", tuple(answers))
+    wanted = [each for each in expected.constraints if not expected.tables or _alone(each, expected.tables)]
+    answers = [Measured(each, "there", "there" if each in found else MISSING) for each in wanted]
+    yield Question("constraint", tuple(answers), together="all constraints")
 
 
 def _alone(constraint: str, tables: tuple[str, ...]) -> bool:
