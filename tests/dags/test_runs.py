@@ -135,7 +135,7 @@ def test_no_secret_is_in_a_log(on: Running) -> None:
     variables = on.services.environment
     secret = {name: value for name, value in variables.items() if name.startswith("AIRFLOW_CONN_")}
     passwords = [value.split('"password": "')[1].split('"')[0] for value in secret.values() if '"password"' in value]
-    assert len(passwords) == 13
+    assert len(passwords) == 15
     logs = "".join(path.read_text(errors="replace") for path in on.services.home.rglob("*.log"))
     assert made_log_is_there(logs, run)
     assert [password for password in passwords if password in logs] == []
