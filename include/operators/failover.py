@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from include.errors import BackupError
 from include.operators.approval import Approve, NotAllowedOver
-from include.operators.copies import catalogs
+from include.operators.copies import OTHER_ANSWERS_WITHIN, catalogs
 from include.operators.declared import PLAN, told_by, told_declaration
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from include.disaster.declaration import Declaration
-    from include.disaster.plan import DisasterPlan
+    from include.disaster.plan import DisasterPlan, Site
     from include.operators.run import Surroundings
 
 
@@ -51,12 +51,7 @@ def require_not_become_active(here: Surroundings, plan: DisasterPlan, context: C
 
 
 def told_of_site(plan: DisasterPlan, declared: Declaration, active: str, stays: Sequence[str]) -> Iterator[str]:
-    """What whoever approves has to know of the site: whether it is the active one, and whether a database is there."""
-    import psycopg  # noqa: PLC0415
-
-    from include.operators import connections  # noqa: PLC0415
-    from include.recovery.scratch import APPLICATION  # noqa: PLC0415
-
+    """What whoever approves has to know of the site: whether users are there, what has the place of what comes."""
     assert declared.site is not None  # noqa: S101 - a failover goes to one
     site = plan.sites[declared.site]
     if active == declared.site:
@@ -65,6 +60,17 @@ def told_of_site(plan: DisasterPlan, declared: Declaration, active: str, stays: 
         yield f"site           {declared.site}; {f'{active} is active' if active else 'which is active is not known'}"
     if stays:
         yield f"stays          {' and '.join(stays)}, as they are there: nothing says that they are lost"
+    yield from _told_of_database(site)
+    if "objects" not in stays:
+        yield from _told_of_bucket(site)
+
+
+def _told_of_database(site: Site) -> Iterator[str]:
+    import psycopg  # noqa: PLC0415
+
+    from include.operators import connections  # noqa: PLC0415
+    from include.recovery.scratch import APPLICATION  # noqa: PLC0415
+
     try:
         login = connections.database_login(site.database_connection)
         with login.connect(application_name=APPLICATION, autocommit=True) as session:
@@ -76,3 +82,16 @@ def told_of_site(plan: DisasterPlan, declared: Declaration, active: str, stays: 
     else:
         live = f"a database {site.database} LIVES there: what is newer in it than `reaches` goes aside with it"
         yield f"there now      {live if there else f'its server answers, and has no database {site.database}'}"
+
+
+def _told_of_bucket(site: Site) -> Iterator[str]:
+    from include.operators import connections  # noqa: PLC0415
+
+    try:
+        bucket = connections.bucket(site.objects_connection, stall_limit=OTHER_ANSWERS_WITHIN)
+        versioned = bucket.is_versioned()
+    except BackupError as error:
+        yield f"its objects    the bucket does not answer: {error.what}"
+    else:
+        unkept = "KEEPS NO VERSIONS: the restore overwrites nothing there, and is refused if it would"
+        yield f"its objects    {bucket} {'keeps what is overwritten, as versions' if versioned else unkept}"

@@ -44,6 +44,7 @@ from include.operators.storage import ReapDrills
 from include.operators.timed import TIMES
 from include.recovery.moments.places import Places
 from include.sandbox.postgres import PostgresServer
+from include.sandbox.s3 import S3Server
 from tests.manifests import make as manifest
 from tests.runbook import NOW, YES, Run
 
@@ -268,6 +269,29 @@ def test_who_approves_is_told_what_is_at_the_site(
             assert f"a database {name} LIVES there" in "\n".join(told_of_site(plan, declared, active, []))
         finally:
             session.execute(sql.SQL("DROP DATABASE {}").format(sql.Identifier(name)))
+
+
+@pytest.mark.requirement("R5.3", "R7.3")
+def test_who_approves_is_told_whether_the_bucket_keeps_what_is_overwritten(
+    s3_primary: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = declare(PLAN, mode="failover", scenario="database_lost", site="dr", run="r", declared=NOW, by="ada")
+
+    def told(*stays: str) -> str:
+        return "\n".join(told_of_site(PLAN, declared, "dr", stays))
+
+    assert "the bucket does not answer: There is no Airflow connection synapse_dr_objects" in told()
+    assert "its objects" not in told("objects")
+    credentials = s3_primary.session().get_credentials()
+    assert credentials
+    extra = {"region_name": s3_primary.region, "endpoint_url": s3_primary.endpoint_url}
+    connection = {"conn_type": "aws", "login": credentials.access_key, "password": credentials.secret_key}
+    connection |= {"extra": {**extra, "service_config": {"s3": {"bucket_name": bucket}}}}
+    monkeypatch.setenv("AIRFLOW_CONN_SYNAPSE_DR_OBJECTS", json.dumps(connection))
+    assert f"{bucket} keeps what is overwritten" in told()
+    suspended: Any = {"Status": "Suspended"}
+    s3_primary.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration=suspended)
+    assert f"{bucket} KEEPS NO VERSIONS" in told()
 
 
 @pytest.mark.requirement("R5.3", "R7.3")
