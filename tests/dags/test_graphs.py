@@ -61,7 +61,7 @@ from airflow.sdk.exceptions import AirflowFailException
 import airflow.sdk.definitions.taskgroup, pydantic
 import airflow.providers.standard.operators.hitl
 airflows = time.process_time() - began
-for path in sys.argv[1:] * 5:
+for path in sys.argv[1:]:
     if os.fork():
         os.wait()
         continue
@@ -238,14 +238,18 @@ def test_the_watcher_and_the_alert_see_work_and_teardowns(name: str, tasks: dict
 
 
 def test_a_file_is_read_fast_and_without_the_engine(tmp_path: Path) -> None:
-    files = sorted(map(str, DAGS.glob("*.py")))
-    lines = [line for line in run_python(MEASURE, *files, home=tmp_path).splitlines() if line.startswith("MEASURED ")]
-    measured = [json.loads(line.removeprefix("MEASURED ")) for line in lines]
-    assert len(measured) == 5 * len(files)
-    for file in files:
-        share, seconds = min((share, seconds) for path, share, seconds, _ in measured if path == file)
-        assert seconds < IMPORT_LIMIT or share < IMPORT_SHARE, (file, share, seconds)
-    loaded = {module for *_, modules in measured for module in modules}
+    """The best of five, on a machine that does other things, too."""
+    slow: list[Any] = [[str(path)] for path in sorted(DAGS.glob("*.py"))]
+    loaded: set[str] = set()
+    for _ in range(5):
+        said = run_python(MEASURE, *(path for path, *_ in slow), home=tmp_path).splitlines()
+        measured = [json.loads(line.removeprefix("MEASURED ")) for line in said if line.startswith("MEASURED ")]
+        assert len(measured) == len(slow)
+        loaded |= {module for *_, modules in measured for module in modules}
+        slow = [each for each in measured if each[1] >= IMPORT_SHARE and each[2] >= IMPORT_LIMIT]
+        if not slow:
+            break
+    assert slow == []
     assert not {"boto3", "botocore", "psycopg", "psycopg2", "cryptography", "pandas"} & loaded
 
 
