@@ -60,6 +60,8 @@ def verify(
     )
     if "shrunk" in sizes:
         OUT.print(f"Its sizes fit its source; that it shrank was accepted: {escape(sizes['shrunk'])}.", soft_wrap=True)
+    elif "compared_with" not in sizes:
+        OUT.print("It has all that it counts; an increment is compared with none before it: an hour may be idle.")
     elif sizes["compared_with"]:
         OUT.print(f"Its sizes fit its source, and nothing shrank: compared with {sizes['compared_with']} before it.")
     else:

@@ -97,6 +97,7 @@ def test_windows_follow_each_other_without_a_hole(chain: Chain) -> None:
     assert {each["state"] for each in told["slots"]} == {"missing"}  # the schedule is the policy's, these are by hand
     assert len(told["slots"]) in range(7 * 24 - 1, 7 * 24 + 1)
     assert f"newest recoverable moment: {moment_text(idle.consistency_point.time)}" in chain.cli("windows")
+    assert "compared with none before it" in chain.cli("verify", second.id)
 
 
 @pytest.mark.requirement("R1.2", "R4.3")
