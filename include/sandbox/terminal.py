@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from include.sandbox.installation import Installation
@@ -45,9 +46,13 @@ def in_hand(installation: Installation, home: Path) -> dict[str, str]:
     }
 
 
-def write_terminal(installation: Installation, directory: Path) -> Path:
-    """The file to source in a terminal of one's own; whoever reads it may do everything, so only its owner can."""
-    variables = in_hand(installation, directory / "home")
+def write_terminal(installation: Installation, directory: Path, airflow: Mapping[str, str]) -> Path:
+    """The file to source in a terminal of one's own; whoever reads it may do everything, so only its owner can.
+
+    Of `airflow`, the environment of the sandbox's Airflow, it takes the settings: `airflow` is typed in runbooks, too.
+    """
+    settings = {name: value for name, value in airflow.items() if name.startswith(("AIRFLOW_HOME", "AIRFLOW__"))}
+    variables = {**settings, **in_hand(installation, directory / "home")}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     path = directory / "terminal.sh"
     _private(path, "\n".join([*lines, f"cd {shlex.quote(variables['HOME'])}"]) + "\n")

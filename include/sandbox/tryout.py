@@ -68,7 +68,7 @@ def _introduce(services: AirflowServices, mailbox: Mailbox, installation: Instal
         "who approves": f"{APPROVER} / {services.passwords[APPROVER]}",
         "mails": str(mailbox.directory),
         "Synapse": f"{live.url}/health",
-        "in a terminal": f". {write_terminal(installation, mailbox.directory.parent)}",
+        "in a terminal": f". {write_terminal(installation, mailbox.directory.parent, services.environment)}",
     }.items():
         table.add_row(f"[bold]{name}[/]", escape(value))
     out.print()
