@@ -33,7 +33,7 @@ class NoMonth(BackupError):
     """A month that nobody can mean."""
 
 
-def month_of(asked: str, dag_run: DagRunProtocol) -> datetime:
+def month_of(asked: str | None, dag_run: DagRunProtocol) -> datetime:
     """The month that a run archives: the one asked for; else that in which the run's interval ends, or it was started.
 
     The schedule comes round after the night's full backup, so the month has just begun, and that backup is its first.

@@ -21,28 +21,12 @@ from include.operators.validation import VALIDATIONS
 from include.policy import load_policy
 from include.recovery.validation.kept import keep
 from include.recovery.validation.validation import KINDS, Check, Kind, Validation
+from tests.memory import MemoryBucket
 from tests.runbook import NOW, YES, Run
 
 WELL = Check("rows", "public.users", "7", "7", passed=True)
 BAD = Check("rows", "public.chats", "7", "6", passed=False)
 RECOVERY = load_policy().recovery
-
-
-class Bucket:
-    """A bucket that is a dictionary."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, bytes] = {}
-
-    def create(self, key: str, body: bytes, **_: object) -> None:
-        assert key not in self.held
-        self.held[key] = body
-
-    def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.held if key.startswith(prefix))
-
-    def read(self, key: str) -> bytes:
-        return self.held[key]
 
 
 class Catalog:
@@ -51,7 +35,7 @@ class Catalog:
     keyring = None
 
     def __init__(self) -> None:
-        self.bucket: Any = Bucket()
+        self.bucket: Any = MemoryBucket()
 
 
 class Reported:
@@ -67,7 +51,7 @@ class Reported:
         monkeypatch.setattr(ReportDrill, "tell", lambda _, __, words: self.told.append(words()) or {})
         monkeypatch.setattr(history, "store_drill", self._store)
 
-    def _store(self, bucket: Bucket, _: object, drill: Drill) -> str:
+    def _store(self, bucket: MemoryBucket, _: object, drill: Drill) -> str:
         assert bucket is (self.replica if drill.from_copy == "replica" else self.primary).bucket
         self.kept.append(drill)
         return drill.home

@@ -20,25 +20,9 @@ from include.operators.validation import CheckServiceHealth, Restored, Validatio
 from include.pipeline.store import StoreError
 from include.recovery.validation.recovered import EXPECTED, Expected, Recovered
 from include.recovery.validation.validation import Check, Validation
+from tests.memory import MemoryBucket
 
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
-
-
-class Bucket:
-    """A bucket that is a dictionary."""
-
-    def __init__(self) -> None:
-        self.held: dict[str, bytes] = {}
-
-    def create(self, key: str, body: bytes, **_: object) -> None:
-        assert key not in self.held
-        self.held[key] = body
-
-    def keys(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.held if key.startswith(prefix))
-
-    def read(self, key: str) -> bytes:
-        return self.held[key]
 
 
 class TaskInstance:
@@ -57,8 +41,8 @@ class TaskInstance:
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    bucket = Bucket()
+def bucket(monkeypatch: pytest.MonkeyPatch) -> MemoryBucket:
+    bucket = MemoryBucket()
     monkeypatch.setattr("include.operators.run.Surroundings.backups_in", lambda *_: bucket)
     return bucket
 
@@ -125,7 +109,7 @@ def test_a_page_is_kept_in_the_primary_bucket(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.requirement("R5.2")
-def test_what_failed_is_kept_told_and_not_tried_again(tmp_path: Path, bucket: Bucket) -> None:
+def test_what_failed_is_kept_told_and_not_tried_again(tmp_path: Path, bucket: MemoryBucket) -> None:
     ti, failed = execute(tmp_path, (Check("a write", "db", "taken", "refused", passed=False),))
     assert isinstance(failed, AirflowFailException)
     assert "a write of db: refused, not taken" in str(failed)
@@ -136,7 +120,7 @@ def test_what_failed_is_kept_told_and_not_tried_again(tmp_path: Path, bucket: Bu
     assert dict(in_words(context)) == {"service health": "1 of 1 checks failed"}
 
 
-def test_where_nothing_came_back_there_is_nothing_to_look_at(tmp_path: Path, bucket: Bucket) -> None:
+def test_where_nothing_came_back_there_is_nothing_to_look_at(tmp_path: Path, bucket: MemoryBucket) -> None:
     ti, told = execute(tmp_path, ())
     assert (told["checks"], told["failed"]) == (0, 0)
     assert sorted(key.rpartition(".")[2] for key in bucket.held) == ["html", "json"]
@@ -146,7 +130,7 @@ def test_where_nothing_came_back_there_is_nothing_to_look_at(tmp_path: Path, buc
 
 @pytest.mark.requirement("R5.2", "R7.3")
 def test_the_button_leads_to_the_page_and_to_nothing_else_of_the_bucket(
-    tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bucket: MemoryBucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     execute(tmp_path, ())
     bucket.held["reports/validations/secret.html"] = bucket.held["manifests/x.html"] = b"secret"
