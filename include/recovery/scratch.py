@@ -95,7 +95,6 @@ def drop_database(session: Connection, name: str) -> bool:
         return False
     session.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
     session.execute(_END, [name])
-    session.execute(_END, [name])
     session.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(name)))
     return True
 
